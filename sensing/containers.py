@@ -1,0 +1,223 @@
+"""The tensors that travel between modules, by name.
+
+All are NamedTuples of tensors, because these pass collate, device transfer and vmap unchanged. Axes: `*` batch, `bs` base
+station, `ant` antenna, `sc` pilot subcarrier, `path` path of one station, `point` scatterer of the scene, `node`
+hypothesised scatterer of an estimate, `xyz` Cartesian. Units at these boundaries: metres, seconds, hertz.
+"""
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from sensing.checks import check_finite, check_increasing, check_positive, check_rotation, check_shape
+from sensing.errors import DomainError
+from sensing.units import SPEED_OF_LIGHT
+
+T = TypeVar("T")
+
+
+class Deployment(NamedTuple):
+    """What the receivers know beforehand; common to all scenes of a batch."""
+
+    bs_position: Tensor  # [bs xyz] [m]
+    bs_rotation: Tensor  # [bs 3 3] local to global, column 0 is the boresight
+    antenna_local: Tensor  # [ant xyz] element positions in the local frame [m]
+    pilot_freq: Tensor  # [sc] offsets from the carrier [Hz]
+    carrier_hz: Tensor  # [] [Hz]
+    clock_offset_std: Tensor  # [] standard deviation of the Gaussian offset prior [s]; inf is a flat prior
+    region: Tensor | None = None  # [2 xyz] lower and upper corner of the region of interest [m]
+    ue_height_range: Tensor | None = None  # [2] lowest and highest height of the user [m]
+
+    @property
+    def wavelength(self) -> Tensor:
+        """Carrier wavelength [] [m]."""
+        return SPEED_OF_LIGHT / self.carrier_hz
+
+    @property
+    def antenna_global(self) -> Tensor:
+        """Element positions relative to the station in global axes, [bs ant xyz] [m]."""
+        return torch.einsum("qij,mj->qmi", self.bs_rotation, self.antenna_local)
+
+    @property
+    def boresight(self) -> Tensor:
+        """Unit vector normal to the array, [bs xyz]."""
+        return self.bs_rotation[..., 0]
+
+    @property
+    def pilot_spacing(self) -> Tensor:
+        """Smallest distance of two pilots [] [Hz]."""
+        return self.pilot_freq.diff().min() if len(self.pilot_freq) > 1 else self.pilot_freq.new_tensor(float("inf"))
+
+    @property
+    def range_ambiguity(self) -> Tensor:
+        """Path lengths are known modulo c / (pilot spacing), [] [m] (uniform pilots)."""
+        return SPEED_OF_LIGHT / self.pilot_spacing
+
+    @property
+    def bandwidth(self) -> Tensor:
+        """Pilot bandwidth, number of pilots times their mean spacing [] [Hz]."""
+        count = len(self.pilot_freq)
+        return (self.pilot_freq[-1] - self.pilot_freq[0]) * (count / max(count - 1, 1))
+
+    def validate(self) -> "Deployment":
+        """Check shapes and values of every field.
+
+        Returns:
+            The deployment itself.
+
+        Raises:
+            ShapeError: an axis does not fit.
+            DomainError: a value is not finite, not positive, unsorted, or no rotation.
+        """
+        check_shape("bs_position", self.bs_position, "bs xyz", xyz=3)
+        check_finite("bs_position", self.bs_position)
+        check_shape("bs_rotation", self.bs_rotation, "bs 3 3", bs=self.bs_position.shape[0])
+        check_rotation("bs_rotation", self.bs_rotation)
+        check_shape("antenna_local", self.antenna_local, "ant xyz", xyz=3)
+        check_finite("antenna_local", self.antenna_local)
+        check_shape("pilot_freq", self.pilot_freq, "sc")
+        check_increasing("pilot_freq", self.pilot_freq)
+        check_positive("carrier_hz", self.carrier_hz)
+        if not bool(self.clock_offset_std >= 0):
+            raise DomainError(f"clock_offset_std must be >= 0 (inf: flat prior), got {float(self.clock_offset_std):g}")
+        if self.region is not None:
+            check_shape("region", self.region, "2 xyz", xyz=3)
+            check_finite("region", self.region)
+            if not bool((self.region[0] < self.region[1]).all()):
+                raise DomainError(f"region must be (lower, upper) corner, got {self.region.tolist()}")
+        if self.ue_height_range is not None:
+            check_shape("ue_height_range", self.ue_height_range, "2")
+            check_finite("ue_height_range", self.ue_height_range)
+            if not bool(self.ue_height_range[0] <= self.ue_height_range[1]):
+                raise DomainError(f"ue_height_range must be (lowest, highest), got {self.ue_height_range.tolist()}")
+        return self
+
+
+class Scene(NamedTuple):
+    """The truth behind an observation. `gain` is None where it is unknown (files)."""
+
+    ue_position: Tensor  # [* xyz] [m]
+    scatterer_position: Tensor  # [* point xyz] [m]
+    visible: Tensor  # [* bs point] bool: the single-bounce path user - point - station exists
+    clock_offset: Tensor  # [* bs] [s], positive for a late clock
+    gain: Tensor | None = None  # [* bs point] complex
+
+
+class Paths(NamedTuple):
+    """Plane waves arriving at each station."""
+
+    delay: Tensor  # [* bs path] [s], clock offset included
+    direction: Tensor  # [* bs path xyz] unit vector from the station to the last bounce
+    gain: Tensor  # [* bs path] complex
+    mask: Tensor  # [* bs path] bool: the path exists
+
+
+class Observation(NamedTuple):
+    """Received pilots divided by the pilot symbols."""
+
+    y: Tensor  # [* bs ant sc] complex
+    noise_var: Tensor  # [* bs] total power of the complex noise per entry
+
+    def validate(self, deployment: Deployment) -> "Observation":
+        """Check shapes and values against a deployment; returns the observation itself.
+
+        Raises:
+            ShapeError: an axis does not fit the deployment.
+            DomainError: NaN or infinity, or a noise variance that is not positive, or y is not complex.
+        """
+        sizes = {"bs": len(deployment.bs_position), "ant": len(deployment.antenna_local), "sc": len(deployment.pilot_freq)}
+        check_shape("y", self.y, "* bs ant sc", **sizes)
+        check_shape("noise_var", self.noise_var, "* bs", bs=sizes["bs"])
+        if not self.y.is_complex():
+            raise DomainError(f"y must be complex, got {self.y.dtype}")
+        check_finite("y", self.y)
+        check_positive("noise_var", self.noise_var)
+        return self
+
+
+class Example(NamedTuple):
+    """One batch of data: the observation and what is known of its truth."""
+
+    observation: Observation
+    scene: Scene | None = None
+    channel: Tensor | None = None  # [* bs ant sc] noise-free y
+
+
+class PathEstimates(NamedTuple):
+    """Detected paths of every station, with their uncertainty.
+
+    Information and covariance are over (range, direction x, y, z) in global axes, hence free of the choice of a tangent
+    basis; both have rank 3, being zero along the direction itself.
+    """
+
+    range_m: Tensor  # [* bs path] c * (delay + clock offset) [m], modulo the range ambiguity
+    direction: Tensor  # [* bs path xyz]
+    gain: Tensor  # [* bs path] complex
+    information: Tensor  # [* bs path 4 4]
+    covariance: Tensor  # [* bs path 4 4]
+    mask: Tensor  # [* bs path] bool
+
+
+class Geometry(NamedTuple):
+    """Unknowns of the location domain: what the coarse stage returns and the iterations refine.
+
+    A located node is a scatterer hypothesis common to all stations. A free path belongs to one station and is a plane
+    wave of unknown range and direction that is tied to no position; it takes part in the channel, not in the user's location.
+    """
+
+    ue_position: Tensor  # [* xyz] [m]
+    offset_m: Tensor  # [* bs] c times the clock offset [m]
+    node_position: Tensor  # [* node xyz] [m]
+    node_mask: Tensor  # [* node] bool
+    member: Tensor  # [* bs node] bool: a detected path of the station was associated with the node
+    free_range_m: Tensor  # [* bs free] clock offset included [m]
+    free_direction: Tensor  # [* bs free xyz]
+    free_mask: Tensor  # [* bs free] bool
+
+
+class Estimate(NamedTuple):
+    """What an estimator returns. A field is None where the estimator has no such output, and says so by that."""
+
+    channel: Tensor  # [* bs ant sc] complex
+    ue_position: Tensor | None = None  # [* xyz] [m]
+    clock_offset: Tensor | None = None  # [* bs] [s]
+    covariance: Tensor | None = None  # [* 3+bs 3+bs] of (user x, y, z, c * clock offsets) [m^2]
+    scatterer_position: Tensor | None = None  # [* node xyz] [m]
+    scatterer_covariance: Tensor | None = None  # [* node 3 3] [m^2]
+    scatterer_mask: Tensor | None = None  # [* node] bool: the node is believed to exist
+    support: Tensor | None = None  # [* bs node] posterior probability that the station sees the node
+    gain: Tensor | None = None  # [* bs node] complex
+    cost_per_dof: Tensor | None = None  # [*] weighted squared path residual over its degrees of freedom
+    flags: Tensor | None = None  # [*] int64, bits of sensing.containers.Flag; 0 is a trusted solution
+
+
+class Flag:
+    """Bits of `Estimate.flags`: why a solution is doubtful."""
+
+    NO_PATHS = 1  # nothing was detected in any station
+    TOO_FEW_SHARED = 2  # fewer shared scatterers than unknowns: the prior holds the solution
+    POOR_FIT = 4  # the path residuals fail their chi-square test
+    SECOND_MODE = 8  # another user position explains the paths about as well
+    UNOBSERVABLE = 16  # the information matrix is singular to working precision
+    DIVERGED = 32  # the refinement left the region or became non-finite; the coarse solution is returned
+    NAMES = {1: "no_paths", 2: "too_few_shared", 4: "poor_fit", 8: "second_mode", 16: "unobservable", 32: "diverged"}
+
+    @classmethod
+    def describe(cls, bits: int) -> str:
+        """Names of the set bits, joined by `|`; empty when none is set."""
+        return "|".join(name for bit, name in cls.NAMES.items() if bits & bit)
+
+
+def map_tensors(container: T, function) -> T:
+    """Apply a function to every tensor of a (nested) NamedTuple and keep its type."""
+    if isinstance(container, Tensor):
+        return function(container)
+    if isinstance(container, tuple) and hasattr(container, "_fields"):
+        return type(container)(*(map_tensors(field, function) for field in container))
+    return container
+
+
+def to_device(container: T, device: torch.device | str) -> T:
+    """Move every tensor of a NamedTuple to a device."""
+    return map_tensors(container, lambda tensor: tensor.to(device))

@@ -1,0 +1,1 @@
+"""Structured linear maps between path gains and observations."""

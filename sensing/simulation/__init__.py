@@ -1,0 +1,7 @@
+"""Synthetic scenes and their observations."""
+
+from sensing.simulation.deployments import build_deployment
+from sensing.simulation.sampler import SceneSampler
+from sensing.simulation.uplink import Simulator
+
+__all__ = ["SceneSampler", "Simulator", "build_deployment"]

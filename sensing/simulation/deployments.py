@@ -1,0 +1,69 @@
+"""From configuration values to a Deployment."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sensing.containers import Deployment
+from sensing.errors import ConfigError
+from sensing.geometry import facing
+from sensing.units import SPEED_OF_LIGHT
+
+
+def build_deployment(
+    bs_position: Sequence[Sequence[float]],
+    array: Tensor,
+    pilot_freq: Tensor,
+    carrier_hz: float,
+    clock_offset_std: float,
+    target: Sequence[float] | None = None,
+    bs_rotation: Sequence[Sequence[Sequence[float]]] | None = None,
+    tilt: bool = False,
+    region: Sequence[Sequence[float]] | None = None,
+    ue_height_range: Sequence[float] | None = None,
+) -> Deployment:
+    """Stations with one kind of array, each facing a target or with a given pose.
+
+    Args:
+        bs_position: [bs xyz] [m].
+        array: [ant xyz] element positions in wavelengths (see `sensing.arrays`).
+        pilot_freq: [sc] [Hz] (see `sensing.ofdm`).
+        carrier_hz: carrier frequency [Hz].
+        clock_offset_std: standard deviation of the clock offset prior [s]; inf for a flat prior.
+        target: [xyz] or [bs xyz] point that the boresights face [m]; ignored when `bs_rotation` is given.
+        bs_rotation: [bs 3 3] local to global, column 0 the boresight.
+        tilt: face the target's height too.
+        region: [2 xyz] corners of the region of interest [m].
+        ue_height_range: lowest and highest height of the user [m].
+
+    Returns:
+        A validated deployment in float64.
+
+    Raises:
+        ConfigError: neither target nor rotations are given.
+        ShapeError, DomainError: a value does not fit.
+    """
+
+    def double(values) -> Tensor | None:
+        return None if values is None else torch.as_tensor(values, dtype=torch.float64)
+
+    position = double(bs_position)
+    rotation = double(bs_rotation)
+    if rotation is None:
+        if target is None:
+            raise ConfigError("a deployment needs bs_rotation or a target that the boresights face, got neither")
+        rotation = facing(position, double(target), tilt)
+    if not (isinstance(carrier_hz, (int, float)) and carrier_hz > 0 and math.isfinite(carrier_hz)):
+        raise ConfigError(f"carrier_hz must be a positive number, got {carrier_hz!r}")
+    return Deployment(
+        bs_position=position,
+        bs_rotation=rotation,
+        antenna_local=array.to(torch.float64) * (SPEED_OF_LIGHT / carrier_hz),
+        pilot_freq=pilot_freq.to(torch.float64),
+        carrier_hz=double(carrier_hz),
+        clock_offset_std=double(clock_offset_std),
+        region=double(region),
+        ue_height_range=double(ue_height_range),
+    ).validate()
