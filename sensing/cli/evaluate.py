@@ -1,0 +1,21 @@
+"""`sensing-evaluate`: compare estimators with each other and with the bound, on synthetic scenes or on a file."""
+
+from typing import Any
+
+from sensing.cli import command, run_command
+
+
+def task(config: Any) -> float | None:
+    """Evaluate as the configuration says; torch is imported only now."""
+    from sensing import runs
+
+    return runs.evaluate(config)
+
+
+def main() -> None:
+    """Entry point of the console script and of evaluate.py."""
+    run_command(command("evaluate", task))
+
+
+if __name__ == "__main__":
+    main()

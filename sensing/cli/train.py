@@ -1,0 +1,21 @@
+"""`sensing-train`: train an unfolded estimator. The returned float is what a sweep minimises."""
+
+from typing import Any
+
+from sensing.cli import command, run_command
+
+
+def task(config: Any) -> float:
+    """Train as the configuration says; torch is imported only now."""
+    from sensing import runs
+
+    return runs.train(config)
+
+
+def main() -> None:
+    """Entry point of the console script and of train.py."""
+    run_command(command("train", task))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""`python train.py` from a checkout; the same as `sensing-train`."""
+
+from sensing.cli.train import main
+
+if __name__ == "__main__":
+    main()
