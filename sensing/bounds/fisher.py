@@ -1,0 +1,92 @@
+"""Fisher information: elimination of nuisance parameters, Gaussian priors, and inverses that say what is unobservable.
+
+A parameter vector is split into a few wanted ones (a) and many others (s). The effective information of a is the Schur
+complement `E = J_aa - J_as J_ss^-1 J_sa`. Units differ between parameters, so each matrix is scaled by its diagonal before
+it is factorised. The scaled E has its eigenvalues in [0, number of parameters]: the part of the information that is left
+after not knowing the others. That makes "numerically zero" a question without units.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LOST = 1e-11
+"""Scaled eigenvalues of an effective information below this are zero: 1e5 times the error with all else known."""
+
+
+class Elimination(NamedTuple):
+    """Schur complement and what is needed to return to the eliminated parameters."""
+
+    effective: Tensor  # [* a a] information of the wanted parameters
+    slope: Tensor  # [* s a] J_ss^-1 J_sa: the others follow the wanted ones by minus this
+    inverse: Tensor  # [* s s] J_ss^-1, covariance of the others if the wanted ones were known
+    regular: Tensor  # [*] bool: J_ss could be factorised
+
+
+class Inverse(NamedTuple):
+    """Covariance on the observable subspace and a basis of the rest."""
+
+    covariance: Tensor  # [* a a] zero along the null space
+    null: Tensor  # [* a a] columns span the null space, zero columns fill up
+    rank_deficiency: Tensor  # [*] int64
+    condition: Tensor  # [*] of the scaled matrix, inf where deficient
+
+
+def eliminate(information: Tensor, keep: int) -> Elimination:
+    """Effective information of the first `keep` parameters, the others unknown without prior.
+
+    Parameters without any information (zero diagonal) are taken as known, which changes nothing for the others.
+
+    Args:
+        information: [* n n] symmetric, positive semidefinite.
+        keep: number of wanted parameters.
+
+    Returns:
+        The elimination. Where `J_ss` is singular `regular` is false and nothing is left of the wanted information.
+    """
+    diagonal = information.diagonal(dim1=-2, dim2=-1)[..., keep:]
+    scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt()
+    inner = information[..., keep:, keep:] * scale[..., :, None] * scale[..., None, :]
+    inner = inner + torch.diag_embed((diagonal <= 0).to(inner))
+    cross = information[..., keep:, :keep] * scale[..., None]
+    factor, failed = torch.linalg.cholesky_ex(inner)
+    regular = failed == 0
+    eye = torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
+    factor = torch.where(regular[..., None, None], factor, eye)
+    half = torch.linalg.solve_triangular(factor, torch.cat([cross, eye.expand_as(inner)], -1), upper=False)
+    left, root = half[..., :keep], half[..., keep:]  # L^-1 J_sa, L^-1
+    effective = (information[..., :keep, :keep] - left.mT @ left) * regular[..., None, None]
+    slope = scale[..., None] * (root.mT @ left)
+    inverse = (root.mT @ root) * scale[..., :, None] * scale[..., None, :]
+    return Elimination(effective, slope, inverse, regular)
+
+
+def invert_with_prior(effective: Tensor, total: Tensor, prior_std: Tensor, lost: float = LOST) -> Inverse:
+    """Inverse of `effective + diag(prior_std^-2)`, where a deviation may be 0 (known) or inf (no prior).
+
+    The parameters are expressed in units of their prior deviation, so that their prior precision is one and a deviation
+    of zero needs no special case: it has no influence on the others and a covariance of zero.
+
+    Args:
+        effective: [* a a] information after elimination.
+        total: [* a] diagonal of the information before elimination, the scale that defines a lost direction.
+        prior_std: [a] prior standard deviations.
+        lost: scaled eigenvalues below this count as zero.
+
+    Returns:
+        Covariance, null space, rank deficiency and condition.
+    """
+    informed = torch.isfinite(prior_std)
+    unit = torch.where(informed, prior_std, torch.ones_like(prior_std))
+    diagonal = total * unit.square() + informed.to(total)
+    scale = unit * torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt()
+    prior = torch.where(diagonal > 0, informed / torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)), 0.0)
+    scaled = effective * scale[..., :, None] * scale[..., None, :] + torch.diag_embed(prior)
+    value, vector = torch.linalg.eigh(scaled)
+    kept = value > lost
+    weight = torch.where(kept, 1.0 / torch.where(kept, value, torch.ones_like(value)), torch.zeros_like(value))
+    vector_scaled = scale[..., :, None] * vector
+    covariance = (vector_scaled * weight[..., None, :]) @ vector_scaled.mT
+    condition = torch.where(kept.all(-1), value[..., -1] / value[..., 0], torch.full_like(value[..., 0], torch.inf))
+    return Inverse(covariance, vector_scaled * ~kept[..., None, :], (~kept).sum(-1), condition)

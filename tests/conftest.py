@@ -1,0 +1,61 @@
+"""Small deployments that the tests share."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from sensing import arrays, ofdm
+from sensing.containers import Deployment
+from sensing.simulation import SceneSampler, Simulator, build_deployment
+
+torch.set_num_threads(1)
+
+BANDWIDTH = 122.88e6
+
+
+class Setup(NamedTuple):
+    deployment: Deployment
+    simulator: Simulator
+
+
+def build(num_shared: int, clock_offset_std: float = 1 / BANDWIDTH, **sampler) -> Setup:
+    """Four stations in the corners of a 40 m hall, 8 x 8 antennas, 64 pilots."""
+    deployment = build_deployment(
+        [[0, 0, 6], [40, 0, 6], [40, 40, 6], [0, 40, 6]],
+        arrays.upa(8, 8),
+        ofdm.pilot_frequencies(1024, 120e3, 16),
+        28e9,
+        clock_offset_std,
+        target=[20, 20, 4],
+        region=[[0, 0, 0], [40, 40, 8]],
+    )
+    law = {"num_shared": num_shared, "num_specific": 2} | sampler
+    box = SceneSampler([[3, 3, 1], [37, 37, 2]], [[1, 1, 0.5], [39, 39, 7.5]], **law)
+    return Setup(deployment, Simulator(deployment, box, seed=0))
+
+
+def build_tiny(num_shared: int = 5, clock_offset_std: float = 3e-9, **sampler) -> Setup:
+    """Three stations of 3 x 4 antennas and 10 uneven pilots: small enough for loops and dense matrices."""
+    pilots = torch.tensor([-31.0, -25, -20, -11, -3, 1, 9, 17, 24, 30], dtype=torch.float64) * 2e6
+    deployment = build_deployment(
+        [[0, 0, 6], [40, 0, 5], [20, 40, 7]], arrays.upa(3, 4), pilots, 10e9, clock_offset_std, target=[20, 20, 2], tilt=True
+    )
+    law = {"num_shared": num_shared, "num_specific": 1} | sampler
+    box = SceneSampler([[8, 8, 1], [32, 32, 2]], [[4, 4, 0.5], [36, 36, 7.5]], **law)
+    return Setup(deployment, Simulator(deployment, box, seed=3))
+
+
+@pytest.fixture(scope="session")
+def hall() -> Setup:
+    return build(8)
+
+
+@pytest.fixture(scope="session")
+def hall_hard() -> Setup:
+    return build(6)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Setup:
+    return build_tiny()

@@ -1,0 +1,1 @@
+"""Slow, obvious versions of the equations, written apart from the package."""
