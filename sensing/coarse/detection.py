@@ -1,0 +1,193 @@
+"""Detection of the paths of every station by Newtonized orthogonal matching pursuit.
+
+One path at a time: the largest peak of the residual's periodogram is polished alone, tested against a false-alarm
+threshold, and refined together with the paths found before; a snapshot is finished when its peak fails the test
+(Mamandipoor, Ramasamy and Madhow, "Newtonized orthogonal matching pursuit", IEEE TSP 64(19), 2016). All snapshots of a
+batch advance together and leave it when they finish, so that those still running have the same number of paths and no
+masks are needed.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sensing.coarse.periodogram import SearchGrid, correlate, residual_peak, search_grid
+from sensing.coarse.refinement import Fit, Refiner
+from sensing.containers import Deployment, Observation, PathEstimates
+from sensing.errors import ConfigError
+from sensing.geometry import tangent_basis
+
+_CHUNK = 256  # snapshots searched at once: bounds the memory of the periodograms
+
+
+class PathDetector:
+    """Paths of every station with gains and covariances, at the Cramer-Rao bound where they are resolved.
+
+    Everything is done on `y / sqrt(noise_var)`, hence equivariant to the scale of the data.
+
+    Args:
+        false_alarm: probability that a further path is found in noise alone, per station.
+        max_paths: most paths of a station.
+        oversampling: search grid points per resolution cell.
+        polish_steps: Levenberg-Marquardt steps of a new path alone, before it is tested.
+        newton_steps: steps of all paths together, after each new one.
+        final_steps: most steps of all paths together, at the end.
+        search_dtype: complex type of the periodogram; the refinement is always double.
+    """
+
+    def __init__(
+        self,
+        false_alarm: float = 1e-2,
+        max_paths: int = 24,
+        oversampling: float = 2.0,
+        polish_steps: int = 3,
+        newton_steps: int = 2,
+        final_steps: int = 20,
+        search_dtype: str = "complex64",
+    ) -> None:
+        if not 0 < false_alarm < 1:
+            raise ConfigError(f"false_alarm must be in (0, 1), got {false_alarm}")
+        if max_paths < 1 or not oversampling >= 1 or min(polish_steps, newton_steps, final_steps) < 0:
+            raise ConfigError(
+                "a path detector needs max_paths >= 1, oversampling >= 1 and steps >= 0, got "
+                f"{max_paths}, {oversampling}, {(polish_steps, newton_steps, final_steps)}"
+            )
+        if search_dtype not in ("complex64", "complex128"):
+            raise ConfigError(f"search_dtype must be complex64 or complex128, got {search_dtype!r}")
+        self.false_alarm, self.max_paths, self.oversampling = false_alarm, max_paths, oversampling
+        self.polish_steps, self.newton_steps, self.final_steps = polish_steps, newton_steps, final_steps
+        self.search_dtype = search_dtype
+        self.tolerance = 1e-8  # of the log-likelihood: estimates within 1e-4 of a standard deviation of the maximum
+
+    @torch.no_grad()
+    def __call__(self, observation: Observation, deployment: Deployment) -> PathEstimates:
+        """Detect the paths of all stations of a batch.
+
+        Args:
+            observation: y [* bs ant sc], noise_var [* bs].
+            deployment: the stations.
+
+        Returns:
+            Estimates [* bs path] sorted by decreasing power, as many columns as the station with the most paths has
+            (at least one); ranges in [0, c / pilot spacing) where the pilots lie on a raster.
+        """
+        batch = observation.noise_var.shape
+        sigma = observation.noise_var.to(torch.float64).sqrt()
+        y = (observation.y.to(torch.complex128) / sigma[..., None, None]).reshape(-1, 1, *observation.y.shape[-2:])
+        identity = torch.eye(3, dtype=torch.float64, device=y.device)[None]
+        local = deployment._replace(bs_position=torch.zeros_like(identity[0, :1]), bs_rotation=identity)
+        grid = search_grid(local, self.oversampling, self.false_alarm, getattr(torch, self.search_dtype))
+        refiner = Refiner(local, grid.range_scale, grid.normal)
+        found = []
+        for start in range(0, len(y), _CHUNK):
+            part = y[start : start + _CHUNK]
+            for index, fit in self._search(part, grid, refiner):
+                for kept, final in self._finish(part, index, fit, grid, refiner):
+                    found.append((kept + start, final, refiner.covariance(final)))
+        return _collect(found, batch, sigma, deployment)
+
+    def _search(self, y: Tensor, grid: SearchGrid, refiner: Refiner) -> Iterator[tuple[Tensor, Fit]]:
+        """Yield groups of finished snapshots, their indices and paths; snapshots without any path are left out."""
+        index = torch.arange(len(y), device=y.device)
+        ant, sc = y.shape[-2:]
+        limit = min(self.max_paths, max(1, ant * sc // 2))
+        correlation = correlate(y[:, 0], grid)
+        fit = None
+        for count in range(limit):
+            residual, peak_range, peak_direction = _next_peak(y, correlation, fit, grid)
+            new = refiner.fit(residual, peak_range[:, None, None], peak_direction[:, None, None])
+            new = refiner.refine(residual, new, self.polish_steps, self.tolerance)
+            passed = (new.explained > grid.threshold).squeeze(-1)
+            if fit is not None and not bool(passed.all()):
+                yield index[~passed], fit.select(~passed)
+            if not bool(passed.any()):
+                return
+            if not bool(passed.all()):
+                index, y, correlation, new = index[passed], y[passed], correlation[passed], new.select(passed)
+                fit = None if fit is None else fit.select(passed)
+            if fit is None:
+                fit = new
+            else:
+                range_m = torch.cat([fit.range_m, new.range_m], -1)
+                direction = torch.cat([fit.direction, new.direction], -2)
+                fit = refiner.refine(y, refiner.fit(y, range_m, direction), self.newton_steps, self.tolerance)
+        assert fit is not None
+        yield index, fit
+
+    def _finish(self, y: Tensor, index: Tensor, fit: Fit, grid: SearchGrid, refiner: Refiner) -> Iterator[tuple[Tensor, Fit]]:
+        """Refine to convergence; drop the weakest path while its removal would pass for noise, and refine again."""
+        while True:
+            fit = refiner.refine(y[index], fit, self.final_steps, self.tolerance)
+            strength = (fit.gain.abs().square() / fit.gain_var).squeeze(1)
+            weakest, which = strength.min(-1)
+            keep = weakest > grid.threshold
+            if bool(keep.any()):
+                final = fit.select(keep)
+                range_m = final.range_m if grid.period is None else final.range_m.remainder(grid.period)
+                yield index[keep], refiner.fit(y[index[keep]], range_m, final.direction)
+            if bool(keep.all()) or strength.shape[-1] == 1:
+                return
+            index, fit, which = index[~keep], fit.select(~keep), which[~keep]
+            others = torch.arange(strength.shape[-1] - 1, device=y.device)
+            others = others + (others >= which[:, None])  # [n path-1]
+            range_m = fit.range_m.gather(-1, others[:, None])
+            direction = fit.direction.gather(-2, others[:, None, :, None].expand(-1, -1, -1, 3))
+            fit = refiner.fit(y[index], range_m, direction)
+
+
+def _next_peak(y: Tensor, correlation: Tensor, fit: Fit | None, grid: SearchGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """Residual [n 1 ant sc] of the fitted paths, and the range [n] and direction [n xyz] of its largest peak."""
+    if fit is None:
+        empty = y.new_zeros(len(y), 1, 0)
+        range_m, direction = residual_peak(
+            correlation, empty.expand(-1, y.shape[-2], 0), empty.expand(-1, y.shape[-1], 0), empty[:, 0], grid
+        )
+        return y, range_m, direction
+    plain = fit.operator.plain
+    range_m, direction = residual_peak(correlation, plain.steering[:, 0], plain.delay[:, 0], fit.gain[:, 0], grid)
+    return y - plain.matvec(fit.gain), range_m, direction
+
+
+def _collect(
+    found: list[tuple[Tensor, Fit, Tensor]], batch: torch.Size, sigma: Tensor, deployment: Deployment
+) -> PathEstimates:
+    """Scatter the groups of finished snapshots into padded, masked tensors in global axes, strongest path first."""
+    snapshots = sigma.numel()
+    path = max((fit.gain.shape[-1] for _, fit, _ in found), default=1)
+    real = {"dtype": torch.float64, "device": sigma.device}
+    range_m = torch.zeros(snapshots, path, **real)
+    direction = torch.zeros(snapshots, path, 3, **real)
+    direction[..., 0] = 1.0
+    gain = torch.zeros(snapshots, path, dtype=torch.complex128, device=sigma.device)
+    covariance = torch.zeros(snapshots, path, 4, 4, **real)
+    information = torch.zeros_like(covariance)
+    mask = torch.zeros(snapshots, path, dtype=torch.bool, device=sigma.device)
+    for index, fit, tangential in found:
+        order = fit.gain[:, 0].abs().argsort(-1, descending=True)
+        rows, cols, count = index[:, None], slice(0, order.shape[-1]), torch.arange(len(index), device=index.device)[:, None]
+        chosen = fit.direction[count, 0, order]
+        lift = torch.zeros(*order.shape, 4, 3, **real)
+        lift[..., 0, 0] = 1.0
+        lift[..., 1:, 1:] = tangent_basis(chosen)
+        small = tangential[count, 0, order]
+        cols_index = torch.arange(order.shape[-1], device=index.device)
+        range_m[rows, cols_index] = fit.range_m[count, 0, order]
+        direction[rows, cols_index] = chosen
+        gain[rows, cols_index] = fit.gain[count, 0, order]
+        covariance[rows, cols_index] = lift @ small @ lift.mT
+        information[rows, cols_index] = lift @ torch.linalg.inv(small) @ lift.mT
+        mask[rows, cols_index] = True
+        del cols
+    shape = (*batch, path)
+    turn = torch.zeros(len(deployment.bs_rotation), 1, 4, 4, **real)
+    turn[..., 0, 0] = 1.0
+    turn[..., 1:, 1:] = deployment.bs_rotation[:, None]
+    return PathEstimates(
+        range_m=range_m.reshape(shape),
+        direction=direction.reshape(*shape, 3) @ deployment.bs_rotation.mT,
+        gain=gain.reshape(shape) * sigma[..., None],
+        information=turn @ information.reshape(*shape, 4, 4) @ turn.mT,
+        covariance=turn @ covariance.reshape(*shape, 4, 4) @ turn.mT,
+        mask=mask.reshape(shape),
+    )

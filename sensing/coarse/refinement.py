@@ -1,0 +1,133 @@
+"""Maximum likelihood refinement of the paths of snapshots by Levenberg-Marquardt with the complex gains eliminated.
+
+With unit noise the negative log-likelihood of range and direction of all paths, the gains put at their best, is
+`|y|^2 - b^H G^-1 b` with `b = Phi^H y`, `G = Phi^H Phi` (variable projection; Golub and Pereyra, SIAM J. Numer. Anal. 10,
+1973). Its gradient and its Gauss-Newton matrix, the Fisher information, follow from the Gram matrix and the moments of
+the extended operator, so that no residual of length ant * sc is formed. Snapshots carry an axis bs of size one: each is
+the only station, in its own frame.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sensing.containers import Deployment
+from sensing.geometry import tangent_basis
+from sensing.operators.khatri_rao import ExtendedOperator, extended_operator, path_information
+
+_MIN_DAMPING, _MAX_DAMPING = 1e-12, 1e6
+
+
+class Fit(NamedTuple):
+    """Paths of n snapshots with the quantities of a Gauss-Newton step."""
+
+    range_m: Tensor  # [n 1 path]
+    direction: Tensor  # [n 1 path xyz]
+    gain: Tensor  # [n 1 path] least squares
+    gain_var: Tensor  # [n 1 path] of the gain, the other parameters given
+    explained: Tensor  # [n 1] b^H G^-1 b
+    gradient: Tensor  # [n 1 path*3] of -log-likelihood, negated: the ascent direction
+    information: Tensor  # [n 1 path*3 path*3] over (range, t1, t2)
+    operator: ExtendedOperator
+
+    def select(self, index: Tensor) -> "Fit":
+        """The snapshots at an index (or bool mask) along n."""
+        *fields, operator = self
+        return Fit(*(field[index] for field in fields), ExtendedOperator(*(factor[index] for factor in operator)))
+
+
+class Refiner:
+    """Levenberg-Marquardt steps on whitened snapshots.
+
+    Args:
+        local: a deployment of one station in its own frame.
+        range_scale: range [m] whose inverse square is the weak prior information on every range; on the
+            tangents it is 1 rad^-2. It keeps what the array or the pilots do not resolve at a finite variance.
+        normal: [xyz] directions are mirrored to this side of a planar array, which cannot tell the two apart.
+    """
+
+    def __init__(self, local: Deployment, range_scale: float, normal: Tensor | None) -> None:
+        self.local, self.normal = local, normal
+        self.prior = torch.tensor([range_scale**-2, 1.0, 1.0], dtype=torch.float64, device=local.antenna_local.device)
+
+    def fit(self, y: Tensor, range_m: Tensor, direction: Tensor) -> Fit:
+        """Gains, likelihood, gradient and information at given ranges and directions.
+
+        Args:
+            y: [n 1 ant sc] snapshots divided by the standard deviation of their noise.
+            range_m: [n 1 path].
+            direction: [n 1 path xyz].
+        """
+        operator = extended_operator(range_m, direction, self.local)
+        gram, moment = operator.gram(), operator.rmatvec(y)
+        plain = gram[..., :, 0, :, 0]
+        path = plain.shape[-1]
+        floor = 1e-12 * float(y.shape[-2] * y.shape[-1])  # of the diagonal: coincident paths share their gain
+        chol = torch.linalg.cholesky(plain + floor * torch.eye(path, dtype=plain.dtype, device=plain.device))
+        inverse = torch.cholesky_inverse(chol)
+        gain = (inverse @ moment[..., :1]).squeeze(-1)
+        left = moment[..., 1:] - torch.einsum("...lcm,...m->...lc", gram[..., :, 1:, :, 0], gain)
+        return Fit(
+            range_m=range_m,
+            direction=direction,
+            gain=gain,
+            gain_var=inverse.diagonal(dim1=-2, dim2=-1).real,
+            explained=(moment[..., 0].conj() * gain).real.sum(-1),
+            gradient=2.0 * (gain.conj()[..., None] * left).real.flatten(-2),
+            information=path_information(gram, gain, torch.ones_like(gain[..., 0].real)).flatten(-2).flatten(-3, -2),
+            operator=operator,
+        )
+
+    def covariance(self, fit: Fit) -> Tensor:
+        """Covariance of (range, t1, t2) of every path, all others unknown, [n 1 path 3 3]."""
+        inverse = torch.cholesky_inverse(self._factor(fit, torch.zeros_like(fit.explained)))
+        path = fit.gain.shape[-1]
+        return inverse.unflatten(-1, (path, 3)).unflatten(-3, (path, 3)).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+    def refine(self, y: Tensor, fit: Fit, steps: int, tolerance: float) -> Fit:
+        """At most so many steps; a snapshot stops once a step changes its log-likelihood by less than the tolerance.
+
+        A step that does not raise the likelihood is undone and damped more. What happens to a snapshot does not depend
+        on the others of the batch.
+        """
+        damping = torch.full_like(fit.explained, 1e-3)
+        running = torch.ones_like(fit.explained, dtype=torch.bool)
+        for _ in range(steps):
+            step = torch.cholesky_solve(fit.gradient[..., None], self._factor(fit, damping)).squeeze(-1)
+            running = running & ((fit.gradient * step).sum(-1) > tolerance)
+            if not bool(running.any()):
+                break
+            trial = self.fit(y, *self.move(fit, step))
+            better = running & (trial.explained > fit.explained)
+            fit = _where(better, trial, fit)
+            damping = torch.where(better, damping / 10.0, damping * 10.0).clamp(_MIN_DAMPING, _MAX_DAMPING)
+        return fit
+
+    def move(self, fit: Fit, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Ranges and directions after a step [n 1 path*3] in the tangent space."""
+        step = step.unflatten(-1, (-1, 3))
+        direction = fit.direction + (tangent_basis(fit.direction) @ step[..., 1:, None]).squeeze(-1)
+        direction = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        if self.normal is not None:
+            direction = direction - 2.0 * (direction @ self.normal).clamp(max=0.0)[..., None] * self.normal
+        return fit.range_m + step[..., 0], direction
+
+    def _factor(self, fit: Fit, damping: Tensor) -> Tensor:
+        """Cholesky factor of the information with prior and with damping relative to its diagonal."""
+        diagonal = fit.information.diagonal(dim1=-2, dim2=-1)
+        prior = self.prior.repeat(fit.gain.shape[-1])
+        ridge = (damping[..., None] + _MIN_DAMPING) * diagonal + prior
+        return torch.linalg.cholesky(fit.information + torch.diag_embed(ridge))
+
+
+def _where(condition: Tensor, new: Fit, old: Fit) -> Fit:
+    """Choose per snapshot."""
+
+    def choose(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
+
+    *new_fields, new_operator = new
+    *old_fields, old_operator = old
+    operator = ExtendedOperator(*(choose(a, b) for a, b in zip(new_operator, old_operator, strict=True)))
+    return Fit(*(choose(a, b) for a, b in zip(new_fields, old_fields, strict=True)), operator)
