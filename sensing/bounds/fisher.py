@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 LOST = 1e-11
-"""Scaled eigenvalues of an effective information below this are zero: 1e5 times the error with all else known."""
+"""Scaled eigenvalues of an effective information below this are zero: the error is 3e5 times that with all else known.
+Rounding leaves up to 3e-12 where the truth is 0; the weakest observable one of 1200 random hall scenes was 4e-10."""
 
 
 class Elimination(NamedTuple):
