@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sensing.cli import command, run_command
+from sensing.cli import run_command
 
 
 def task(config: Any) -> float | None:
@@ -14,7 +14,7 @@ def task(config: Any) -> float | None:
 
 def main() -> None:
     """Entry point of the console script and of evaluate.py."""
-    run_command(command("evaluate", task))
+    run_command("evaluate", task)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sensing.cli import command, run_command
+from sensing.cli import run_command
 
 
 def task(config: Any) -> float:
@@ -14,7 +14,7 @@ def task(config: Any) -> float:
 
 def main() -> None:
     """Entry point of the console script and of train.py."""
-    run_command(command("train", task))
+    run_command("train", task)
 
 
 if __name__ == "__main__":
