@@ -19,6 +19,7 @@ from sensing.errors import ConfigError
 from sensing.geometry import tangent_basis
 
 _CHUNK = 256  # snapshots searched at once: bounds the memory of the periodograms
+_CLOSE = 0.5  # coherence of the responses of two paths from which one may be a remainder of the other
 
 
 class PathDetector:
@@ -58,7 +59,7 @@ class PathDetector:
         self.false_alarm, self.max_paths, self.oversampling = false_alarm, max_paths, oversampling
         self.polish_steps, self.newton_steps, self.final_steps = polish_steps, newton_steps, final_steps
         self.search_dtype = search_dtype
-        self.tolerance = 1e-8  # of the log-likelihood: estimates within 1e-4 of a standard deviation of the maximum
+        self.tolerance = 1e-6  # of the log-likelihood: estimates within 1e-3 of a standard deviation of the maximum
 
     @torch.no_grad()
     def __call__(self, observation: Observation, deployment: Deployment) -> PathEstimates:
@@ -116,24 +117,39 @@ class PathDetector:
         yield index, fit
 
     def _finish(self, y: Tensor, index: Tensor, fit: Fit, grid: SearchGrid, refiner: Refiner) -> Iterator[tuple[Tensor, Fit]]:
-        """Refine to convergence; drop the weakest path while its removal would pass for noise, and refine again."""
-        while True:
-            fit = refiner.refine(y[index], fit, self.final_steps, self.tolerance)
-            strength = (fit.gain.abs().square() / fit.gain_var).squeeze(1)
-            weakest, which = strength.min(-1)
-            keep = weakest > grid.threshold
-            if bool(keep.any()):
-                final = fit.select(keep)
-                range_m = final.range_m if grid.period is None else final.range_m.remainder(grid.period)
-                yield index[keep], refiner.fit(y[index[keep]], range_m, final.direction)
-            if bool(keep.all()) or strength.shape[-1] == 1:
-                return
-            index, fit, which = index[~keep], fit.select(~keep), which[~keep]
-            others = torch.arange(strength.shape[-1] - 1, device=y.device)
-            others = others + (others >= which[:, None])  # [n path-1]
-            range_m = fit.range_m.gather(-1, others[:, None])
-            direction = fit.direction.gather(-2, others[:, None, :, None].expand(-1, -1, -1, 3))
-            fit = refiner.fit(y[index], range_m, direction)
+        """Refine to convergence and undo splits: yield groups of snapshots with their final paths.
+
+        A path that was found while its neighbours were still off may be the remains of theirs. The two weakest paths
+        that are insignificant or close to another are each left out on trial; the path is dropped when the others,
+        refined again, explain the data as well up to the detection threshold.
+        """
+        fit = refiner.refine(y[index], fit, self.final_steps, self.tolerance)
+        strength = fit.gain.abs().square() / fit.gain_var  # log-likelihood lost without the path, all else kept
+        suspect = (fit.coherence() > _CLOSE) | (strength < grid.threshold)
+        ranked, order = strength.where(suspect, torch.inf).sort(-1)
+        for rank in range(min(2, strength.shape[-1] - 1)):
+            tried = ranked[:, 0, rank].isfinite()
+            if not bool(tried.any()):
+                break
+            trial = _without(y[index[tried]], fit.select(tried), order[tried, :, rank, None], refiner)
+            trial = refiner.refine(y[index[tried]], trial, self.final_steps, self.tolerance)
+            dropped = (fit.explained[tried] - trial.explained < grid.threshold).squeeze(-1)
+            if bool(dropped.any()):
+                yield from self._finish(y, index[tried][dropped], trial.select(dropped), grid, refiner)
+            kept = ~tried
+            kept[tried] = ~dropped
+            index, fit, ranked, order = index[kept], fit.select(kept), ranked[kept], order[kept]
+        if len(index):
+            range_m = fit.range_m if grid.period is None else fit.range_m.remainder(grid.period)
+            yield index, refiner.fit(y[index], range_m, fit.direction)
+
+
+def _without(y: Tensor, fit: Fit, which: Tensor, refiner: Refiner) -> Fit:
+    """The fit less one path, `which` [n 1 1], of every snapshot."""
+    others = torch.arange(fit.gain.shape[-1] - 1, device=y.device)
+    others = others + (others >= which)  # [n 1 path-1]
+    direction = fit.direction.gather(-2, others[..., None].expand(*others.shape, 3))
+    return refiner.fit(y, fit.range_m.gather(-1, others), direction)
 
 
 def _next_peak(y: Tensor, correlation: Tensor, fit: Fit | None, grid: SearchGrid) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,6 +36,11 @@ class Fit(NamedTuple):
         *fields, operator = self
         return Fit(*(field[index] for field in fields), ExtendedOperator(*(factor[index] for factor in operator)))
 
+    def coherence(self) -> Tensor:
+        """Largest `|phi_l^H phi_m| / (ant * sc)` of every path with another, [n 1 path]."""
+        gram = self.operator.plain.gram().abs()
+        return (gram - torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))).amax(-1) / gram[..., 0, 0, None]
+
 
 class Refiner:
     """Levenberg-Marquardt steps on whitened snapshots.
