@@ -1,0 +1,1 @@
+"""Unrolled expectation-maximisation: support prior, LMMSE, turbo loop, M-step, iteration."""
