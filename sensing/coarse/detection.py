@@ -59,6 +59,7 @@ class PathDetector:
         self.false_alarm, self.max_paths, self.oversampling = false_alarm, max_paths, oversampling
         self.polish_steps, self.newton_steps, self.final_steps = polish_steps, newton_steps, final_steps
         self.search_dtype = search_dtype
+        self.trial_steps = 6
         self.tolerance = 1e-6  # of the log-likelihood: estimates within 1e-3 of a standard deviation of the maximum
 
     @torch.no_grad()
@@ -132,7 +133,7 @@ class PathDetector:
             if not bool(tried.any()):
                 break
             trial = _without(y[index[tried]], fit.select(tried), order[tried, :, rank, None], refiner)
-            trial = refiner.refine(y[index[tried]], trial, self.final_steps, self.tolerance)
+            trial = refiner.refine(y[index[tried]], trial, self.trial_steps, self.tolerance)
             dropped = (fit.explained[tried] - trial.explained < grid.threshold).squeeze(-1)
             if bool(dropped.any()):
                 yield from self._finish(y, index[tried][dropped], trial.select(dropped), grid, refiner)
