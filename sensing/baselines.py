@@ -1,7 +1,7 @@
 """Reference estimators: what plain path-wise fitting reaches, and what knowing part of the truth would buy.
 
-All follow the estimator protocol of `sensing.estimator`. `uses_paths` says whether the shared front end's paths are part of
-the method (and its time part of the method's time); `bound` names the bound that an error is compared with.
+All follow the estimator protocol of `sensing.estimator`. `uses_paths` says whether the shared front end's paths are
+part of the method (and its time part of the method's time); `bound` names the bound that an error is compared with.
 """
 
 import math
@@ -55,8 +55,8 @@ class NompLs:
 class GenieLmmse:
     """LMMSE of the gains with the true geometry and support: the floor of the channel error (equation 1.10).
 
-    `x = (Phi^H Phi / sigma^2 + I / v)^-1 Phi^H y / sigma^2`, one column per visible scatterer. Nobody can reach it without
-    knowing the geometry: the gap is about `10 log10(1 + n_geo / (2 L))` for n_geo real unknowns and L paths.
+    `x = (Phi^H Phi / sigma^2 + I / v)^-1 Phi^H y / sigma^2`, one column per visible scatterer. Nobody can reach it
+    without knowing the geometry: the gap is about `10 log10(1 + n_geo / (2 L))` dB for n_geo real unknowns and L paths.
 
     Args:
         gain_variance: prior variance v of the path gains.
@@ -96,8 +96,8 @@ class IdealSync:
 
     The true offsets are removed from the pilots and from the detected ranges, the wrapped estimator runs with an offset
     prior of standard deviation `residual / bandwidth`, and the offsets are put back into what it returns. The default
-    1e-4 / bandwidth is 0.24 mm at 123 MHz: far below every range error of interest, yet its precision stays within 1e4 of
-    that of a path at 30 dB, so that scaled factorisations keep 10 digits.
+    1e-4 / bandwidth is 0.24 mm at 123 MHz: far below every range error of interest, yet its precision stays within 1e4
+    of that of a path at 30 dB, so that scaled factorisations keep 10 digits.
 
     Args:
         estimator: the estimator to wrap.

@@ -79,7 +79,7 @@ def test_nomp_ls_equals_dense_least_squares(example: Example, simulator: Simulat
         y = example.observation.y[i, q].reshape(-1)
         wanted = phi @ torch.linalg.lstsq(phi, y[:, None]).solution[:, 0]
         torch.testing.assert_close(estimate.channel[i, q].reshape(-1), wanted, rtol=1e-7, atol=1e-8)
-    assert estimate.ue_position is None and estimate.clock_offset is None and estimate.scatterer_position is None
+    assert [estimate.ue_position, estimate.clock_offset, estimate.scatterer_position] == [None] * 3
 
 
 def test_nomp_ls_survives_coinciding_and_absent_paths(example: Example, simulator: Simulator) -> None:

@@ -1,0 +1,148 @@
+"""Estimators on an observation file, scored where the file tells the truth."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sensing.baselines import Detector
+from sensing.containers import Deployment, Estimate, Example, map_tensors, to_device
+from sensing.data.estimates_file import write_estimates
+from sensing.data.reader import read_observations
+from sensing.errors import ConfigError
+from sensing.evaluation.output import write_evaluation
+from sensing.evaluation.result import SceneSketch, ScoreTable, SweepResult, sketch_scene
+from sensing.evaluation.runner import Runner
+from sensing.evaluation.scores import bound_scores, score
+from sensing.evaluation.sweep import progress_bar
+
+NODE_AXIS = {"scatterer_position": -2, "scatterer_covariance": -3, "scatterer_mask": -1, "support": -1, "gain": -1}
+
+
+def evaluate_file(
+    path: str | Path,
+    estimators: Mapping[str, Any],
+    detector: Detector | None,
+    folder: str | Path,
+    batch_size: int = 25,
+    progress: bool = True,
+    device: torch.device | str = "cpu",
+    title: str = "",
+    config: str = "",
+    command: str = "",
+    notes: Mapping[str, str] | None = None,
+) -> SweepResult:
+    """Run estimators on every scene of a file; write estimates.csv, estimates.npz and, as for a sweep, the scores.
+
+    Args:
+        path: observation file.
+        estimators: estimator by name; one that needs a truth which the file does not hold is left out.
+        detector: front end; None: each estimator runs its own.
+        folder: run folder, made if absent.
+        batch_size: scenes per call.
+        progress: show a progress bar.
+        device: where estimators run.
+        title: heading of the report.
+        config: configuration as text, for the report.
+        command: the command that made it, for the report.
+        notes: further facts for the report, by name.
+
+    Returns:
+        Errors per scene, where the file has the truth.
+
+    Raises:
+        FileFormatError: the file cannot be read or breaks the schema.
+        ConfigError: no estimator is given, or none applies to the file.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    file = read_observations(path)
+    deployment = to_device(file.deployment, device)
+    example = Example(file.observation) if file.truth is None else file.truth._replace(observation=file.observation)
+    runner = Runner(estimators, detector, deployment)
+    count = len(file.observation.y)
+    found, bounds = ScoreTable(1, count), ScoreTable(1, count)
+    parts: dict[str, list[Estimate]] = {}
+    snr = file_snr_db(example)
+    sketch: SceneSketch | None = None
+    with progress_bar(progress) as bar:
+        task = bar.add_task("evaluating", total=count)
+        for first in range(0, count, batch_size):
+            columns = slice(first, min(first + batch_size, count))
+            batch = to_device(map_tensors(example, lambda tensor, at=columns: tensor[at]), device)
+            for name, values in bound_scores(batch, deployment).items():
+                bounds.put(name, 0, columns, values)
+            results = runner(batch)
+            for name, (estimate, seconds) in results.items():
+                found.put(name, 0, columns, score(estimate, batch, deployment) | {"time_s": seconds})
+                parts.setdefault(name, []).append(to_device(estimate, "cpu"))
+            if first == 0:
+                estimates = {name: timed.estimate for name, timed in results.items()}
+                sketch = sketch_scene(deployment, batch, estimates, 0, 0, snr)
+            bar.advance(task, columns.stop - columns.start)
+    if not parts:
+        raise ConfigError(f"no estimator applies to {path}: {'; '.join(runner.left_out.values())}")
+    write_estimates(folder, file.deployment, {name: concatenate(each) for name, each in parts.items()}, range(count))
+    result = SweepResult(
+        snr_db=[snr],
+        scenes=list(range(count)),
+        scores=found.values,
+        bounds=bounds.values,
+        reference={name: getattr(each, "bound", "peb") for name, each in runner.estimators.items()},
+        left_out=runner.left_out,
+        split=Path(path).name,
+        sketch=sketch,
+    )
+    facts = {"file": str(path), "source": file.source} | _observation_facts(file.deployment)
+    write_evaluation(
+        result, folder, title or f"Evaluation of {Path(path).name}", config, command, facts | dict(notes or {})
+    )
+    return result
+
+
+def file_snr_db(example: Example) -> float | None:
+    """Median over scenes of received power over noise power, to 0.1 dB; None without the noise-free channel."""
+    if example.channel is None:
+        return None
+    power = example.channel.abs().square().mean((-3, -2, -1))
+    ratio = float((power / example.observation.noise_var.mean(-1)).median())
+    return round(10.0 * math.log10(ratio), 1) if ratio > 0 else None
+
+
+def concatenate(estimates: list[Estimate]) -> Estimate:
+    """Batches of estimates as one; the number of scatterer hypotheses may differ from batch to batch.
+
+    Padding is masked: position and covariance NaN, mask false, support and gain zero.
+    """
+    fields: dict[str, Tensor | None] = {}
+    for name in Estimate._fields:
+        tensors = [getattr(estimate, name) for estimate in estimates]
+        if any(tensor is None for tensor in tensors):
+            fields[name] = None
+            continue
+        if name in NODE_AXIS:
+            axis = NODE_AXIS[name]
+            size = max(tensor.shape[axis] for tensor in tensors)
+            tensors = [_pad(tensor, axis, size, math.nan if name.startswith("scatterer_") else 0) for tensor in tensors]
+        fields[name] = torch.cat(tensors)
+    return Estimate(**fields)  # type: ignore[arg-type]
+
+
+def _pad(tensor: Tensor, axis: int, size: int, value: float) -> Tensor:
+    shape = list(tensor.shape)
+    shape[axis] = size - shape[axis]
+    filler = False if tensor.dtype == torch.bool else value
+    return torch.cat([tensor, torch.full(shape, filler, dtype=tensor.dtype, device=tensor.device)], axis)
+
+
+def _observation_facts(deployment: Deployment) -> dict[str, str]:
+    """What the observation can resolve, for the report."""
+    return {
+        "stations": f"{len(deployment.bs_position)}, {len(deployment.antenna_local)} antennas each",
+        "pilots": f"{len(deployment.pilot_freq)} over {float(deployment.bandwidth) / 1e6:.4g} MHz, "
+        f"path lengths modulo {float(deployment.range_ambiguity):.4g} m",
+        "clock offset prior": f"{1e9 * float(deployment.clock_offset_std):.4g} ns standard deviation",
+    }

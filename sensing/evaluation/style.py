@@ -1,0 +1,58 @@
+"""Colours, markers and axes that all figures share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PALETTE = {  # Okabe and Ito: told apart with any colour vision
+    "classical": ("#0072B2", "o"),
+    "unfolded": ("#D55E00", "s"),
+    "ideal_sync": ("#009E73", "^"),
+    "nomp_ls": ("#CC79A7", "v"),
+    "genie_lmmse": ("#E69F00", "D"),
+}
+SPARE = (("#56B4E9", "P"), ("#7F3C8D", "X"), ("#8C6D31", "*"), ("#666666", "h"))
+BOUNDS = {"peb": ("#000000", "--", "PEB"), "peb_sync": ("#777777", ":", "PEB, offsets known")}
+
+
+def marks(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """Colour and marker of an estimator, the same in every figure of a run.
+
+    Args:
+        name: the estimator.
+        names: all estimators of the run; those without a colour of their own take the spare ones in this order.
+    """
+    base = name.split(" ")[0].split("-")[0]
+    if name in PALETTE:
+        return PALETTE[name]
+    if base in PALETTE and not any(other != name and other.startswith(base) for other in names):
+        return PALETTE[base]
+    others = [other for other in names if other not in PALETTE]
+    return SPARE[others.index(name) % len(SPARE)]
+
+
+def panels(count: int, width: float = 5.0, height: float = 4.0, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with a row of axes; drawn without pyplot, so without a display and without global state."""
+    figure = Figure(figsize=(width * count, height), layout="constrained", dpi=130)
+    axes = figure.subplots(1, count, squeeze=False, **options)[0]
+    for each in axes:
+        each.grid(True, which="major", color="#dddddd", linewidth=0.8)
+        each.grid(True, which="minor", color="#f0f0f0", linewidth=0.5)
+        each.set_axisbelow(True)
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, under them."""
+    entries: dict[str, Artist] = {}
+    for each in axes:
+        for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", ncols=min(len(entries), 5), frameon=False
+        )

@@ -1,0 +1,114 @@
+"""Estimators over SNR, on the same scenes and the same noise."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sensing.baselines import Detector
+from sensing.containers import to_device
+from sensing.errors import ConfigError
+from sensing.evaluation.result import SceneSketch, ScoreTable, SweepResult, sketch_scene
+from sensing.evaluation.runner import Runner
+from sensing.evaluation.scores import bound_scores, score
+from sensing.simulation import Simulator
+from sensing.simulation.sampler import unit_noise
+from sensing.simulation.uplink import observe
+
+MAP_SNR_DB = 10.0
+
+
+def run_sweep(
+    simulator: Simulator,
+    estimators: Mapping[str, Any],
+    detector: Detector | None,
+    snr_db: Sequence[float],
+    num_scenes: int,
+    split: str = "test",
+    batch_size: int = 25,
+    progress: bool = True,
+    device: torch.device | str = "cpu",
+    map_scene: int = 0,
+) -> SweepResult:
+    """Run estimators on scenes 0 to num_scenes - 1 of a split at every SNR.
+
+    Scene, channel and unit noise are drawn once per batch and serve all SNR points and all estimators; the front end
+    runs once per batch and SNR, and its time is part of the time of every estimator that uses its paths.
+
+    Args:
+        simulator: deployment, law of the scenes and seed.
+        estimators: estimator (`sensing.estimator`) by the name in the tables.
+        detector: front end; None: each estimator runs its own.
+        snr_db: SNR points [dB].
+        num_scenes: scenes per point.
+        split: train, val, test or sample.
+        batch_size: scenes per call.
+        progress: show a progress bar.
+        device: where scenes are synthesised and estimators run.
+        map_scene: scene of the first batch that is kept for the map.
+
+    Returns:
+        Errors and bounds per scene.
+
+    Raises:
+        ConfigError: no estimator, no SNR, a duplicate SNR, or no scene.
+    """
+    points = [float(value) for value in snr_db]
+    if not points or len(set(points)) != len(points) or not torch.isfinite(torch.tensor(points)).all():
+        raise ConfigError(f"snr_db must hold distinct, finite values, got {points}")
+    if num_scenes < 1 or batch_size < 1:
+        raise ConfigError(f"num_scenes and batch_size must be at least 1, got {num_scenes} and {batch_size}")
+    deployment = to_device(simulator.deployment, device)
+    runner = Runner(estimators, detector, deployment)
+    found, bounds = ScoreTable(len(points), num_scenes), ScoreTable(len(points), num_scenes)
+    map_row = min(range(len(points)), key=lambda row: abs(points[row] - MAP_SNR_DB))
+    sketch: SceneSketch | None = None
+    with progress_bar(progress) as bar:
+        task = bar.add_task("evaluating", total=num_scenes * len(points))
+        for first in range(0, num_scenes, batch_size):
+            indices = range(first, min(first + batch_size, num_scenes))
+            columns = slice(indices.start, indices.stop)
+            drawn = simulator.examples(split, indices, points[0], device)
+            assert drawn.scene is not None
+            assert drawn.channel is not None
+            noise = unit_noise(drawn.channel.shape[1:], simulator.seed, split, indices).to(device)
+            for row, snr in enumerate(points):
+                bar.update(task, description=f"evaluating at {snr:g} dB")
+                example = observe(drawn.scene, drawn.channel, noise, snr)
+                for name, values in bound_scores(example, deployment).items():
+                    bounds.put(name, row, columns, values)
+                results = runner(example)
+                for name, (estimate, seconds) in results.items():
+                    found.put(name, row, columns, score(estimate, example, deployment) | {"time_s": seconds})
+                if first == 0 and row == map_row:
+                    at = min(map_scene, len(indices) - 1)
+                    estimates = {name: timed.estimate for name, timed in results.items()}
+                    sketch = sketch_scene(deployment, example, estimates, at, indices[at], snr)
+                bar.advance(task, len(indices))
+    return SweepResult(
+        snr_db=list(points),
+        scenes=list(range(num_scenes)),
+        scores=found.values,
+        bounds=bounds.values,
+        reference={name: getattr(each, "bound", "peb") for name, each in runner.estimators.items()},
+        left_out=runner.left_out,
+        seed=simulator.seed,
+        split=split,
+        sketch=sketch,
+    )
+
+
+def progress_bar(show: bool) -> Progress:
+    """A progress bar with the time left, on the error stream so that the output stays clean."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("scenes"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not show,
+    )
