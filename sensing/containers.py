@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sensing.checks import check_finite, check_increasing, check_positive, check_rotation, check_shape
-from sensing.errors import DomainError
+from sensing.errors import DomainError, ShapeError
 from sensing.units import SPEED_OF_LIGHT
 
 T = TypeVar("T")
@@ -123,14 +123,18 @@ class Observation(NamedTuple):
         """Check shapes and values against a deployment; returns the observation itself.
 
         Raises:
-            ShapeError: an axis does not fit the deployment.
-            DomainError: NaN or infinity, or a noise variance that is not positive, or y is not complex.
+            ShapeError: an axis does not fit the deployment, or the batch axes of the two fields differ.
+            DomainError: NaN or infinity, a noise variance that is not real and positive, or y is not complex.
         """
         sizes = {"bs": len(deployment.bs_position), "ant": len(deployment.antenna_local), "sc": len(deployment.pilot_freq)}
         check_shape("y", self.y, "* bs ant sc", **sizes)
         check_shape("noise_var", self.noise_var, "* bs", bs=sizes["bs"])
+        if self.noise_var.shape != self.y.shape[:-2]:
+            raise ShapeError(f"noise_var must be {list(self.y.shape[:-2])} as y is, got {list(self.noise_var.shape)}")
         if not self.y.is_complex():
             raise DomainError(f"y must be complex, got {self.y.dtype}")
+        if self.noise_var.is_complex():
+            raise DomainError(f"noise_var must be real, got {self.noise_var.dtype}")
         check_finite("y", self.y)
         check_positive("noise_var", self.noise_var)
         return self
