@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 
 from sensing.data.schema import ATTRIBUTES, FIELDS, FORMAT, VERSION, Field, ObservationSet, check_layout, unpack
-from sensing.errors import ConfigError, DomainError, FileFormatError, ShapeError
+from sensing.errors import ConfigError, DomainError, FileFormatError, SensingError
 
 
 def read_observations(path: str | Path, scenes: slice | None = None) -> ObservationSet:
@@ -36,9 +36,11 @@ def read_observations(path: str | Path, scenes: slice | None = None) -> Observat
             rows = _rows(scenes, sizes["scene"])
             arrays = {name: _read_dataset(dataset, FIELDS[name], rows) for name, dataset in datasets.items()}
         return unpack(arrays, carrier_hz, source)
-    except (FileFormatError, ShapeError, DomainError) as error:
+    except ConfigError:
+        raise
+    except SensingError as error:
         raise FileFormatError(f"{path}: {error}") from error
-    except (OSError, RuntimeError, KeyError, TypeError) as error:  # whatever h5py raises, depending on what is broken
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py's, depending on what is broken
         raise FileFormatError(f"{path}: must be a complete, readable HDF5 file, got: {error}") from error
 
 
