@@ -88,9 +88,9 @@ def main() -> None:
         rows, seconds = [], 0.0
         for start in range(0, args.scenes, args.batch):
             example = simulator.examples("test", range(start, start + args.batch), snr)
-            begin = time.perf_counter()
+            begin = time.process_time()
             paths = detector(example.observation, simulator.deployment)
-            seconds += time.perf_counter() - begin
+            seconds += time.process_time() - begin
             rows.append(list(score(paths, example, simulator.deployment).values()))
         mean = torch.tensor(rows).mean(0).tolist()
         print(f"{snr:6.0f} " + " ".join(f"{value:9.3f}" for value in mean) + f" {1e3 * seconds / args.scenes:8.1f}")

@@ -17,6 +17,10 @@ from sensing.coarse.refinement import Fit, Refiner
 from sensing.containers import Deployment, Observation, PathEstimates
 from sensing.errors import ConfigError
 from sensing.geometry import tangent_basis
+from sensing.operators.khatri_rao import path_operator
+
+Group = tuple[Tensor, Fit]
+"""Indices [n] of snapshots with the same number of paths, and their paths."""
 
 _CHUNK = 256  # snapshots searched at once: bounds the memory of the periodograms
 _CLOSE = 0.5  # coherence of the responses of two paths from which one may be a remainder of the other
@@ -74,50 +78,45 @@ class PathDetector:
             Estimates [* bs path] sorted by decreasing power, as many columns as the station with the most paths has
             (at least one); ranges in [0, c / pilot spacing) where the pilots lie on a raster.
         """
-        batch = observation.noise_var.shape
         sigma = observation.noise_var.to(torch.float64).sqrt()
         y = (observation.y.to(torch.complex128) / sigma[..., None, None]).reshape(-1, 1, *observation.y.shape[-2:])
-        identity = torch.eye(3, dtype=torch.float64, device=y.device)[None]
-        local = deployment._replace(bs_position=torch.zeros_like(identity[0, :1]), bs_rotation=identity)
+        frame = torch.eye(3, dtype=torch.float64, device=y.device)
+        local = deployment._replace(bs_position=0.0 * frame[:1], bs_rotation=frame[None])
         grid = search_grid(local, self.oversampling, self.false_alarm, getattr(torch, self.search_dtype))
         refiner = Refiner(local, grid.range_scale, grid.normal)
         found = []
         for start in range(0, len(y), _CHUNK):
-            part = y[start : start + _CHUNK]
-            for index, fit in self._search(part, grid, refiner):
-                for kept, final in self._finish(part, index, fit, grid, refiner):
+            chunk = y[start : start + _CHUNK]
+            for index, fit in self._search(chunk, grid, refiner):
+                for kept, final in self._finish(chunk, index, fit, grid, refiner):
                     found.append((kept + start, final, refiner.covariance(final)))
-        return _collect(found, batch, sigma, deployment)
+        return _collect(found, sigma, deployment)
 
-    def _search(self, y: Tensor, grid: SearchGrid, refiner: Refiner) -> Iterator[tuple[Tensor, Fit]]:
-        """Yield groups of finished snapshots, their indices and paths; snapshots without any path are left out."""
+    def _search(self, y: Tensor, grid: SearchGrid, refiner: Refiner) -> Iterator[Group]:
+        """Yield groups of snapshots whose residual holds no further path; snapshots without any path are left out."""
         index = torch.arange(len(y), device=y.device)
-        ant, sc = y.shape[-2:]
-        limit = min(self.max_paths, max(1, ant * sc // 2))
         correlation = correlate(y[:, 0], grid)
-        fit = None
-        for count in range(limit):
-            residual, peak_range, peak_direction = _next_peak(y, correlation, fit, grid)
-            new = refiner.fit(residual, peak_range[:, None, None], peak_direction[:, None, None])
+        fit = refiner.fit(y, grid.range_m.new_zeros(len(y), 1, 0), grid.range_m.new_zeros(len(y), 1, 0, 3))
+        for count in range(min(self.max_paths, max(1, y[0].numel() // 2))):
+            operator = path_operator(fit.range_m, fit.direction, refiner.local)
+            residual = y - operator.matvec(fit.gain)
+            peak = residual_peak(correlation, operator.steering[:, 0], operator.delay[:, 0], fit.gain[:, 0], grid)
+            new = refiner.fit(residual, *(point[:, None, None] for point in peak))
             new = refiner.refine(residual, new, self.polish_steps, self.tolerance)
             passed = (new.explained > grid.threshold).squeeze(-1)
-            if fit is not None and not bool(passed.all()):
-                yield index[~passed], fit.select(~passed)
-            if not bool(passed.any()):
-                return
             if not bool(passed.all()):
-                index, y, correlation, new = index[passed], y[passed], correlation[passed], new.select(passed)
-                fit = None if fit is None else fit.select(passed)
-            if fit is None:
-                fit = new
-            else:
-                range_m = torch.cat([fit.range_m, new.range_m], -1)
-                direction = torch.cat([fit.direction, new.direction], -2)
-                fit = refiner.refine(y, refiner.fit(y, range_m, direction), self.newton_steps, self.tolerance)
-        assert fit is not None
+                if count:
+                    yield index[~passed], fit.select(~passed)
+                index, y, correlation = index[passed], y[passed], correlation[passed]
+                fit, new = fit.select(passed), new.select(passed)
+            if not len(index):
+                return
+            range_m = torch.cat([fit.range_m, new.range_m], -1)
+            direction = torch.cat([fit.direction, new.direction], -2)
+            fit = refiner.refine(y, refiner.fit(y, range_m, direction), self.newton_steps, self.tolerance)
         yield index, fit
 
-    def _finish(self, y: Tensor, index: Tensor, fit: Fit, grid: SearchGrid, refiner: Refiner) -> Iterator[tuple[Tensor, Fit]]:
+    def _finish(self, y: Tensor, index: Tensor, fit: Fit, grid: SearchGrid, refiner: Refiner) -> Iterator[Group]:
         """Refine to convergence and undo splits: yield groups of snapshots with their final paths.
 
         A path that was found while its neighbours were still off may be the remains of theirs. The two weakest paths
@@ -125,8 +124,8 @@ class PathDetector:
         refined again, explain the data as well up to the detection threshold.
         """
         fit = refiner.refine(y[index], fit, self.final_steps, self.tolerance)
-        strength = fit.gain.abs().square() / fit.gain_var  # log-likelihood lost without the path, all else kept
-        suspect = (fit.coherence() > _CLOSE) | (strength < grid.threshold)
+        strength = fit.gain.abs().square() / fit.gain_var  # log-likelihood lost without the path, the others kept
+        suspect = (_coherence(fit, refiner.local) > _CLOSE) | (strength < grid.threshold)
         ranked, order = strength.where(suspect, torch.inf).sort(-1)
         for rank in range(min(2, strength.shape[-1] - 1)):
             tried = ranked[:, 0, rank].isfinite()
@@ -137,8 +136,7 @@ class PathDetector:
             dropped = (fit.explained[tried] - trial.explained < grid.threshold).squeeze(-1)
             if bool(dropped.any()):
                 yield from self._finish(y, index[tried][dropped], trial.select(dropped), grid, refiner)
-            kept = ~tried
-            kept[tried] = ~dropped
+            kept = tried.logical_not().masked_scatter(tried, ~dropped)
             index, fit, ranked, order = index[kept], fit.select(kept), ranked[kept], order[kept]
         if len(index):
             range_m = fit.range_m if grid.period is None else fit.range_m.remainder(grid.period)
@@ -153,58 +151,33 @@ def _without(y: Tensor, fit: Fit, which: Tensor, refiner: Refiner) -> Fit:
     return refiner.fit(y, fit.range_m.gather(-1, others), direction)
 
 
-def _next_peak(y: Tensor, correlation: Tensor, fit: Fit | None, grid: SearchGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual [n 1 ant sc] of the fitted paths, and the range [n] and direction [n xyz] of its largest peak."""
-    if fit is None:
-        empty = y.new_zeros(len(y), 1, 0)
-        range_m, direction = residual_peak(
-            correlation, empty.expand(-1, y.shape[-2], 0), empty.expand(-1, y.shape[-1], 0), empty[:, 0], grid
-        )
-        return y, range_m, direction
-    plain = fit.operator.plain
-    range_m, direction = residual_peak(correlation, plain.steering[:, 0], plain.delay[:, 0], fit.gain[:, 0], grid)
-    return y - plain.matvec(fit.gain), range_m, direction
+def _coherence(fit: Fit, local: Deployment) -> Tensor:
+    """Largest `|phi_l^H phi_m| / (ant * sc)` of every path with another, [n 1 path]."""
+    gram = path_operator(fit.range_m, fit.direction, local).gram().abs()
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    return (gram - torch.diag_embed(diagonal)).amax(-1) / diagonal
 
 
-def _collect(
-    found: list[tuple[Tensor, Fit, Tensor]], batch: torch.Size, sigma: Tensor, deployment: Deployment
-) -> PathEstimates:
-    """Scatter the groups of finished snapshots into padded, masked tensors in global axes, strongest path first."""
-    snapshots = sigma.numel()
+def _collect(found: list[tuple[Tensor, Fit, Tensor]], sigma: Tensor, deployment: Deployment) -> PathEstimates:
+    """Scatter groups (snapshots, fit, tangential covariance) into masked tensors in global axes, strongest path first."""
     path = max((fit.gain.shape[-1] for _, fit, _ in found), default=1)
-    real = {"dtype": torch.float64, "device": sigma.device}
-    range_m = torch.zeros(snapshots, path, **real)
-    direction = torch.zeros(snapshots, path, 3, **real)
-    direction[..., 0] = 1.0
-    gain = torch.zeros(snapshots, path, dtype=torch.complex128, device=sigma.device)
-    covariance = torch.zeros(snapshots, path, 4, 4, **real)
-    information = torch.zeros_like(covariance)
-    mask = torch.zeros(snapshots, path, dtype=torch.bool, device=sigma.device)
+    station = torch.arange(sigma.numel(), device=sigma.device) % sigma.shape[-1]
+    range_m = sigma.new_zeros(sigma.numel(), path)
+    direction = deployment.boresight[station, None].repeat(1, path, 1)
+    gain, mask = torch.zeros_like(range_m, dtype=torch.complex128), torch.zeros_like(range_m, dtype=torch.bool)
+    covariance, information = sigma.new_zeros(2, sigma.numel(), path, 4, 4)
     for index, fit, tangential in found:
-        order = fit.gain[:, 0].abs().argsort(-1, descending=True)
-        rows, cols, count = index[:, None], slice(0, order.shape[-1]), torch.arange(len(index), device=index.device)[:, None]
-        chosen = fit.direction[count, 0, order]
-        lift = torch.zeros(*order.shape, 4, 3, **real)
+        order = fit.gain.abs().argsort(-1, descending=True)[:, 0]
+        member = torch.arange(len(index), device=index.device)[:, None], torch.zeros_like(order), order
+        place = index[:, None], torch.arange(order.shape[-1], device=index.device)
+        rotation = deployment.bs_rotation[station[index], None]
+        lift = sigma.new_zeros(*order.shape, 4, 3)
         lift[..., 0, 0] = 1.0
-        lift[..., 1:, 1:] = tangent_basis(chosen)
-        small = tangential[count, 0, order]
-        cols_index = torch.arange(order.shape[-1], device=index.device)
-        range_m[rows, cols_index] = fit.range_m[count, 0, order]
-        direction[rows, cols_index] = chosen
-        gain[rows, cols_index] = fit.gain[count, 0, order]
-        covariance[rows, cols_index] = lift @ small @ lift.mT
-        information[rows, cols_index] = lift @ torch.linalg.inv(small) @ lift.mT
-        mask[rows, cols_index] = True
-        del cols
-    shape = (*batch, path)
-    turn = torch.zeros(len(deployment.bs_rotation), 1, 4, 4, **real)
-    turn[..., 0, 0] = 1.0
-    turn[..., 1:, 1:] = deployment.bs_rotation[:, None]
-    return PathEstimates(
-        range_m=range_m.reshape(shape),
-        direction=direction.reshape(*shape, 3) @ deployment.bs_rotation.mT,
-        gain=gain.reshape(shape) * sigma[..., None],
-        information=turn @ information.reshape(*shape, 4, 4) @ turn.mT,
-        covariance=turn @ covariance.reshape(*shape, 4, 4) @ turn.mT,
-        mask=mask.reshape(shape),
-    )
+        lift[..., 1:, 1:] = rotation @ tangent_basis(fit.direction[member])
+        range_m[place], gain[place], mask[place] = fit.range_m[member], fit.gain[member], True
+        direction[place] = (rotation @ fit.direction[member][..., None]).squeeze(-1)
+        covariance[place] = lift @ tangential[member] @ lift.mT
+        information[place] = lift @ torch.linalg.inv(tangential[member]) @ lift.mT
+    gain = gain * sigma.reshape(-1, 1)
+    fields = (range_m, direction, gain, information, covariance, mask)
+    return PathEstimates(*(field.unflatten(0, sigma.shape) for field in fields))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sensing.containers import Deployment
 from sensing.geometry import tangent_basis
-from sensing.operators.khatri_rao import ExtendedOperator, extended_operator, path_information
+from sensing.operators.khatri_rao import extended_operator, path_information
 
 _MIN_DAMPING, _MAX_DAMPING = 1e-12, 1e6
 
@@ -25,21 +25,18 @@ class Fit(NamedTuple):
     range_m: Tensor  # [n 1 path]
     direction: Tensor  # [n 1 path xyz]
     gain: Tensor  # [n 1 path] least squares
-    gain_var: Tensor  # [n 1 path] of the gain, the other parameters given
+    gain_var: Tensor  # [n 1 path] of the gain, ranges and directions given
     explained: Tensor  # [n 1] b^H G^-1 b
-    gradient: Tensor  # [n 1 path*3] of -log-likelihood, negated: the ascent direction
-    information: Tensor  # [n 1 path*3 path*3] over (range, t1, t2)
-    operator: ExtendedOperator
+    gradient: Tensor  # [n 1 path*3] of the log-likelihood over (range, t1, t2)
+    information: Tensor  # [n 1 path*3 path*3]
 
     def select(self, index: Tensor) -> "Fit":
-        """The snapshots at an index (or bool mask) along n."""
-        *fields, operator = self
-        return Fit(*(field[index] for field in fields), ExtendedOperator(*(factor[index] for factor in operator)))
+        """The snapshots at an index (or bool mask)."""
+        return Fit(*(field[index] for field in self))
 
-    def coherence(self) -> Tensor:
-        """Largest `|phi_l^H phi_m| / (ant * sc)` of every path with another, [n 1 path]."""
-        gram = self.operator.plain.gram().abs()
-        return (gram - torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))).amax(-1) / gram[..., 0, 0, None]
+    def replace(self, index: Tensor, other: "Fit") -> "Fit":
+        """A copy whose snapshots at an index are those of another fit."""
+        return Fit(*(mine.index_copy(0, index, theirs) for mine, theirs in zip(self, other, strict=True)))
 
 
 class Refiner:
@@ -73,15 +70,15 @@ class Refiner:
         inverse = torch.cholesky_inverse(chol)
         gain = (inverse @ moment[..., :1]).squeeze(-1)
         left = moment[..., 1:] - torch.einsum("...lcm,...m->...lc", gram[..., :, 1:, :, 0], gain)
+        explained = (moment[..., 0].conj() * gain).real.sum(-1)
         return Fit(
             range_m=range_m,
             direction=direction,
             gain=gain,
             gain_var=inverse.diagonal(dim1=-2, dim2=-1).real,
-            explained=(moment[..., 0].conj() * gain).real.sum(-1),
+            explained=explained,
             gradient=2.0 * (gain.conj()[..., None] * left).real.flatten(-2),
-            information=path_information(gram, gain, torch.ones_like(gain[..., 0].real)).flatten(-2).flatten(-3, -2),
-            operator=operator,
+            information=path_information(gram, gain, torch.ones_like(explained)).flatten(-2).flatten(-3, -2),
         )
 
     def covariance(self, fit: Fit) -> Tensor:
@@ -94,20 +91,24 @@ class Refiner:
         """At most so many steps; a snapshot stops once a step changes its log-likelihood by less than the tolerance.
 
         A step that does not raise the likelihood is undone and damped more. What happens to a snapshot does not depend
-        on the others of the batch.
+        on the others of the batch; those that have stopped leave it.
         """
+        result, index = fit, torch.arange(len(y), device=y.device)
         damping = torch.full_like(fit.explained, 1e-3)
-        running = torch.ones_like(fit.explained, dtype=torch.bool)
         for _ in range(steps):
             step = torch.cholesky_solve(fit.gradient[..., None], self._factor(fit, damping)).squeeze(-1)
-            running = running & ((fit.gradient * step).sum(-1) > tolerance)
-            if not bool(running.any()):
+            running = ((fit.gradient * step).sum(-1) > tolerance).squeeze(-1)
+            if not bool(running.all()):
+                result = result.replace(index, fit)
+                index, y, fit = index[running], y[running], fit.select(running)
+                step, damping = step[running], damping[running]
+            if not len(index):
                 break
             trial = self.fit(y, *self.move(fit, step))
-            better = running & (trial.explained > fit.explained)
-            fit = _where(better, trial, fit)
+            better = trial.explained > fit.explained
+            fit = Fit(*(torch.where(_like(better, new), new, old) for new, old in zip(trial, fit, strict=True)))
             damping = torch.where(better, damping / 10.0, damping * 10.0).clamp(_MIN_DAMPING, _MAX_DAMPING)
-        return fit
+        return result.replace(index, fit)
 
     def move(self, fit: Fit, step: Tensor) -> tuple[Tensor, Tensor]:
         """Ranges and directions after a step [n 1 path*3] in the tangent space."""
@@ -126,13 +127,6 @@ class Refiner:
         return torch.linalg.cholesky(fit.information + torch.diag_embed(ridge))
 
 
-def _where(condition: Tensor, new: Fit, old: Fit) -> Fit:
-    """Choose per snapshot."""
-
-    def choose(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
-
-    *new_fields, new_operator = new
-    *old_fields, old_operator = old
-    operator = ExtendedOperator(*(choose(a, b) for a, b in zip(new_operator, old_operator, strict=True)))
-    return Fit(*(choose(a, b) for a, b in zip(new_fields, old_fields, strict=True)), operator)
+def _like(flag: Tensor, tensor: Tensor) -> Tensor:
+    """A flag [n 1] with as many axes as a tensor."""
+    return flag.reshape(flag.shape + (1,) * (tensor.ndim - flag.ndim))
