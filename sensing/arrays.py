@@ -1,8 +1,8 @@
 """Antenna arrays and their response.
 
-Element positions are given in wavelengths in the local frame: x is the boresight, y horizontal, z vertical. The response
-of an element at p to a plane wave from the unit direction k is `exp(+j 2 pi p.k)` (p in wavelengths), unit modulus, phase
-reference at the local origin.
+Element positions are given in wavelengths in the local frame: x is the boresight, y horizontal, z vertical. The
+response of an element at p to a plane wave from the unit direction k is `exp(+j 2 pi p.k)` (p in wavelengths), unit
+modulus, phase reference at the local origin.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The forward model: a scene to paths to a noise-free observation. Simulator, estimators and bounds all use this one."""
+"""The forward model: scene to paths to noise-free observation. Simulator, estimators and bounds all use this one."""
 
 import torch
 from torch import Tensor

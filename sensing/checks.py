@@ -62,10 +62,13 @@ def check_rotation(name: str, rotation: Tensor, tolerance: float = 1e-6) -> None
     determinant = torch.linalg.det(rotation)
     bad = (defect > tolerance) | (determinant < 0)
     if bad.any():
-        worst = int(defect.reshape(-1).argmax()) if (defect > tolerance).any() else int(determinant.reshape(-1).argmin())
+        worst = (
+            int(defect.reshape(-1).argmax()) if (defect > tolerance).any() else int(determinant.reshape(-1).argmin())
+        )
         raise DomainError(
             f"{name} must hold rotations (R^T R = I to {tolerance:g}, det R = 1), "
-            f"got |R^T R - I| = {float(defect.reshape(-1)[worst]):.2g}, det = {float(determinant.reshape(-1)[worst]):.3f} "
+            f"got |R^T R - I| = {float(defect.reshape(-1)[worst]):.2g}, "
+            f"det = {float(determinant.reshape(-1)[worst]):.3f} "
             f"for station {worst}"
         )
 

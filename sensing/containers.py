@@ -1,11 +1,12 @@
 """The tensors that travel between modules, by name.
 
-All are NamedTuples of tensors, because these pass collate, device transfer and vmap unchanged. Axes: `*` batch, `bs` base
-station, `ant` antenna, `sc` pilot subcarrier, `path` path of one station, `point` scatterer of the scene, `node`
+All are NamedTuples of tensors, because these pass collate, device transfer and vmap unchanged. Axes: `*` batch, `bs`
+base station, `ant` antenna, `sc` pilot subcarrier, `path` path of one station, `point` scatterer of the scene, `node`
 hypothesised scatterer of an estimate, `xyz` Cartesian. Units at these boundaries: metres, seconds, hertz.
 """
 
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -126,7 +127,8 @@ class Observation(NamedTuple):
             ShapeError: an axis does not fit the deployment, or the batch axes of the two fields differ.
             DomainError: NaN or infinity, a noise variance that is not real and positive, or y is not complex.
         """
-        sizes = {"bs": len(deployment.bs_position), "ant": len(deployment.antenna_local), "sc": len(deployment.pilot_freq)}
+        fields = deployment.bs_position, deployment.antenna_local, deployment.pilot_freq
+        sizes = dict(zip(("bs", "ant", "sc"), map(len, fields), strict=True))
         check_shape("y", self.y, "* bs ant sc", **sizes)
         check_shape("noise_var", self.noise_var, "* bs", bs=sizes["bs"])
         if self.noise_var.shape != self.y.shape[:-2]:
@@ -167,7 +169,8 @@ class Geometry(NamedTuple):
     """Unknowns of the location domain: what the coarse stage returns and the iterations refine.
 
     A located node is a scatterer hypothesis common to all stations. A free path belongs to one station and is a plane
-    wave of unknown range and direction that is tied to no position; it takes part in the channel, not in the user's location.
+    wave of unknown range and direction that is tied to no position; it takes part in the channel, not in the user's
+    location.
     """
 
     ue_position: Tensor  # [* xyz] [m]
@@ -205,7 +208,14 @@ class Flag:
     SECOND_MODE = 8  # another user position explains the paths about as well
     UNOBSERVABLE = 16  # the information matrix is singular to working precision
     DIVERGED = 32  # the refinement left the region or became non-finite; the coarse solution is returned
-    NAMES = {1: "no_paths", 2: "too_few_shared", 4: "poor_fit", 8: "second_mode", 16: "unobservable", 32: "diverged"}
+    NAMES: ClassVar[dict[int, str]] = {
+        1: "no_paths",
+        2: "too_few_shared",
+        4: "poor_fit",
+        8: "second_mode",
+        16: "unobservable",
+        32: "diverged",
+    }
 
     @classmethod
     def describe(cls, bits: int) -> str:
@@ -213,10 +223,10 @@ class Flag:
         return "|".join(name for bit, name in cls.NAMES.items() if bits & bit)
 
 
-def map_tensors(container: T, function) -> T:
+def map_tensors(container: T, function: Callable[[Tensor], Tensor]) -> T:
     """Apply a function to every tensor of a (nested) NamedTuple and keep its type."""
     if isinstance(container, Tensor):
-        return function(container)
+        return cast(T, function(container))
     if isinstance(container, tuple) and hasattr(container, "_fields"):
         return type(container)(*(map_tensors(field, function) for field in container))
     return container

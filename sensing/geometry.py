@@ -68,14 +68,16 @@ def bounce_on_ray(direction: Tensor, length: Tensor, bs: Tensor, ue: Tensor) -> 
         ue: [* xyz] [m].
 
     Returns:
-        position [* xyz] [m] and a bool [*], false where R < |v|: no single bounce explains such a path, and the position
-        returned is on the segment between station and user.
+        position [* xyz] [m] and a bool [*], false where R <= |v|: no single bounce explains such a path, and the
+        position returned is the station's.
     """
     v = ue - bs
     excess = length.square() - v.square().sum(-1)
     slack = length - (direction * v).sum(-1)
     valid = (excess > 0) & (slack > 0)
-    radius = torch.where(valid, excess, torch.zeros_like(excess)) / (2.0 * torch.where(valid, slack, torch.ones_like(slack)))
+    radius = torch.where(valid, excess, torch.zeros_like(excess)) / (
+        2.0 * torch.where(valid, slack, torch.ones_like(slack))
+    )
     return bs + radius[..., None] * direction, valid
 
 

@@ -1,6 +1,6 @@
 """Figures of merit per scene, and statistics over scenes. Tensors in, tensors out, batch axes lead.
 
-An error that an estimator could not give is NaN and stays NaN; `summarize` counts it. References: GOSPA after Rahmathullah,
+An error that an estimator could not give is NaN and stays NaN; `summarize` counts it. GOSPA after Rahmathullah,
 Garcia-Fernandez and Svensson, "Generalized optimal sub-pattern assignment metric", FUSION 2017.
 """
 
@@ -97,8 +97,8 @@ def scatterer_error(
 ) -> Tensor:
     """Position error of the scatterers that two or more stations see.
 
-    Estimates are assigned to all visible scatterers, one to one and at the least sum of squared distances; then only the
-    shared scatterers count, one without an estimate nearer than the cutoff at the cutoff.
+    Estimates are assigned to all visible scatterers, one to one and at the least sum of squared distances; then only
+    the shared scatterers count, one without an estimate nearer than the cutoff at the cutoff.
 
     Args:
         estimated: [* node xyz] [m].
@@ -130,9 +130,14 @@ def scatterer_error(
 
 
 def _per_scene(
-    function: Callable[[np.ndarray], float], estimated: Tensor, estimated_mask: Tensor, true: Tensor, true_mask: Tensor, cutoff: float
+    function: Callable[[np.ndarray], float],
+    estimated: Tensor,
+    estimated_mask: Tensor,
+    true: Tensor,
+    true_mask: Tensor,
+    cutoff: float,
 ) -> Tensor:
-    """Apply a function to the clipped distances [estimated, true] of every scene; a non-finite estimate is at the cutoff."""
+    """Apply a function to the clipped distances [estimated, true] of each scene; non-finite ones are at the cutoff."""
     sizes = check_shape("estimated", estimated, "* node xyz")
     check_shape("estimated_mask", estimated_mask, "* node", node=sizes["node"])
     sizes = check_shape("true", true, "* point xyz", xyz=sizes["xyz"])

@@ -13,8 +13,10 @@ from tests.reference import slow
 
 def test_upa_positions():
     array = arrays.upa(3, 2, 0.5)
-    assert array.shape == (6, 3) and array.dtype == torch.float64
-    assert (array[:, 0] == 0).all() and array.mean(0).abs().max() < 1e-15
+    assert array.shape == (6, 3)
+    assert array.dtype == torch.float64
+    assert (array[:, 0] == 0).all()
+    assert array.mean(0).abs().max() < 1e-15
     for iy in range(3):
         for iz in range(2):
             assert array[iy * 2 + iz].tolist() == [0.0, (iy - 1) * 0.5, (iz - 0.5) * 0.5]
@@ -48,7 +50,8 @@ def test_response_equals_a_loop(tiny):
 
 def test_pilot_grid():
     freq = ofdm.pilot_frequencies(1024, 120e3, 16)
-    assert len(freq) == 64 and float(freq.diff().unique()) == 16 * 120e3
+    assert len(freq) == 64
+    assert float(freq.diff().unique()) == 16 * 120e3
     assert abs(float(freq.mean())) < 1e-6
     assert len(ofdm.pilot_frequencies(10, 1.0, 3)) == 4, "subcarriers 0, 3, 6, 9"
 

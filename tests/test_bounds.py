@@ -72,10 +72,14 @@ def test_small_prior_is_the_synchronous_bound(hall_hard):
 def test_grows_with_the_prior_width_and_saturates(hall):
     scene = hall.simulator.scenes("test", range(8))
     widths = [0.0, 0.01, 0.1, 1.0, 10.0, 100.0, INF]
-    peb = torch.stack([uplink_bound(scene, noise(scene), with_std(hall.deployment, w / BANDWIDTH)).ue_position_m for w in widths])
+    peb = torch.stack(
+        [uplink_bound(scene, noise(scene), with_std(hall.deployment, w / BANDWIDTH)).ue_position_m for w in widths]
+    )
     assert (peb.diff(dim=0) >= -1e-9 * peb[:-1]).all()
     assert (peb[1] > peb[0]).all()
-    assert torch.allclose(peb[3], peb[6], rtol=2e-2), "eight shared scatterers measure the offsets better than the prior knows"
+    assert torch.allclose(peb[3], peb[6], rtol=2e-2), (
+        "eight shared scatterers measure the offsets better than the prior knows"
+    )
 
 
 def test_scales_with_the_noise_and_the_gains(hall):
@@ -108,7 +112,7 @@ def test_nullity_of_scatterers_seen_by_all(num_shared):
 
 
 def test_nullity_follows_the_sharing_graph():
-    """Groups of stations as in equation 1.13: unknowns 3 + groups against shared scatterers; lone stations stay open."""
+    """Equation 1.13: 3 + groups unknowns, one equation per shared point; lone stations stay open."""
     setup = build(6)
     scene = setup.simulator.scenes("test", range(40))
     keep = torch.rand(scene.visible.shape, generator=torch.Generator().manual_seed(0)) < 0.65
@@ -118,7 +122,8 @@ def test_nullity_follows_the_sharing_graph():
         groups, shared = brute_force_groups(scene.visible[i])
         redundancy = sum(len(group[1]) - 1 for group in groups if group[1])
         lone = sum(1 for group in groups if not group[1])
-        assert bound.num_shared[i] == shared and bound.redundancy[i] == redundancy
+        assert bound.num_shared[i] == shared
+        assert bound.redundancy[i] == redundancy
         assert bound.rank_deficiency[i] == max(0, 3 - redundancy) + lone
         assert bound.observable[i] == (redundancy >= 3)
         for stations, points in groups:
@@ -126,7 +131,8 @@ def test_nullity_follows_the_sharing_graph():
                 assert torch.isinf(bound.clock_offset_s[i, list(stations)]).all()
                 seen = scene.visible[i, list(stations)].any(0)
                 assert torch.isinf(bound.scatterer_m[i, seen]).all()
-    assert not torch.isnan(bound.covariance).any() and not torch.isnan(bound.scatterer_m).any()
+    assert not torch.isnan(bound.covariance).any()
+    assert not torch.isnan(bound.scatterer_m).any()
 
 
 def brute_force_groups(visible):
@@ -163,10 +169,12 @@ def test_bad_scenes_do_not_hurt_their_neighbours(hall):
     whole = uplink_bound(scene, noise(scene), hall.deployment)
     assert torch.allclose(bound.ue_position_m[[0, 3]], whole.ue_position_m[[0, 3]], rtol=1e-8)
     assert bound.observable.tolist() == [True, False, True, True]
-    assert torch.isinf(bound.ue_position_m[1]) and torch.isinf(bound.scatterer_m[1]).all()
+    assert torch.isinf(bound.ue_position_m[1])
+    assert torch.isinf(bound.scatterer_m[1]).all()
     std = hall.deployment.clock_offset_std
     assert torch.allclose(bound.clock_offset_s[1], std.expand(4)), "only the prior speaks"
-    assert torch.isclose(bound.clock_offset_s[2, 3], std) and torch.isfinite(bound.ue_position_m[2])
+    assert torch.isclose(bound.clock_offset_s[2, 3], std)
+    assert torch.isfinite(bound.ue_position_m[2])
     assert not any(torch.isnan(field).any() for field in bound if field.is_floating_point())
 
 
@@ -178,7 +186,8 @@ def test_coincident_scatterers_are_reported_not_raised(hall):
     visible[0, :, 1] = visible[0, :, 0]
     bound = uplink_bound(scene._replace(scatterer_position=position, visible=visible), noise(scene), hall.deployment)
     assert torch.isfinite(bound.ue_position_m[1])
-    assert not torch.isnan(bound.ue_position_m).any() and not torch.isnan(bound.scatterer_m).any()
+    assert not torch.isnan(bound.ue_position_m).any()
+    assert not torch.isnan(bound.scatterer_m).any()
 
 
 def test_known_height_helps_and_can_be_switched_off(hall_hard):
@@ -187,7 +196,8 @@ def test_known_height_helps_and_can_be_switched_off(hall_hard):
     free = uplink_bound(scene, noise(scene), flat).ue_position_m
     fixed = flat._replace(ue_height_range=torch.tensor([1.5, 1.5], dtype=torch.float64))
     bound = uplink_bound(scene, noise(scene), fixed)
-    assert (bound.ue_position_m < free).all() and (bound.covariance[:, 2, 2] == 0).all()
+    assert (bound.ue_position_m < free).all()
+    assert (bound.covariance[:, 2, 2] == 0).all()
     assert torch.equal(uplink_bound(scene, noise(scene), fixed, height_prior=False).ue_position_m, free)
 
 
@@ -198,7 +208,7 @@ def test_shared_scatterers_without_batch():
 
 def test_bad_input(hall):
     scene = hall.simulator.scenes("test", range(2))
-    with pytest.raises(DomainError, match="scene.gain"):
+    with pytest.raises(DomainError, match=r"scene\.gain"):
         uplink_bound(scene._replace(gain=None), noise(scene), hall.deployment)
     with pytest.raises(ShapeError, match="noise_var"):
         uplink_bound(scene, noise(scene)[:, :3], hall.deployment)

@@ -12,7 +12,8 @@ from tests.reference import slow
 def test_channel_equals_a_loop(tiny):
     scene = tiny.simulator.scenes("train", range(3))
     got = channel_response(scene_paths(scene, tiny.deployment), tiny.deployment)
-    assert got.shape == (3, 3, 12, 10) and got.dtype == torch.complex128
+    assert got.shape == (3, 3, 12, 10)
+    assert got.dtype == torch.complex128
     for i in range(3):
         wanted = slow.channel(Scene(*(field[i] for field in scene)), tiny.deployment)
         assert (got[i] - wanted).abs().max() < 1e-10 * wanted.abs().max()
@@ -45,5 +46,5 @@ def test_invisible_paths_do_not_matter(tiny):
 
 def test_scene_without_gains_is_refused(tiny):
     scene = tiny.simulator.scenes("train", range(1))._replace(gain=None)
-    with pytest.raises(DomainError, match="scene.gain"):
+    with pytest.raises(DomainError, match=r"scene\.gain"):
         scene_paths(scene, tiny.deployment)

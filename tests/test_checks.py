@@ -62,7 +62,7 @@ def test_rotation():
     quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     check_rotation("bs_rotation", torch.stack([torch.eye(3), quarter]))
     mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
-    with pytest.raises(DomainError, match="bs_rotation must hold rotations.*det = -1.000 for station 1"):
+    with pytest.raises(DomainError, match=r"bs_rotation must hold rotations.*det = -1\.000 for station 1"):
         check_rotation("bs_rotation", torch.stack([torch.eye(3), mirror]))
     with pytest.raises(DomainError, match=r"bs_rotation.*\|R\^T R - I\| = 3.*station 1"):
         check_rotation("bs_rotation", torch.stack([torch.eye(3), 2 * torch.eye(3)]))
@@ -73,7 +73,8 @@ def test_rotation():
 
 
 def test_errors_are_builtin_errors_too():
-    assert issubclass(ShapeError, SensingError) and issubclass(ShapeError, ValueError)
+    assert issubclass(ShapeError, SensingError)
+    assert issubclass(ShapeError, ValueError)
 
 
 def test_decibels():

@@ -87,20 +87,24 @@ def test_properties(tiny):
     assert float(deployment.wavelength) == pytest.approx(0.0299792458)
     assert float(deployment.pilot_spacing) == pytest.approx(8e6), "the smallest distance of uneven pilots"
     lone = deployment._replace(pilot_freq=deployment.pilot_freq[:1])
-    assert math.isinf(float(lone.pilot_spacing)) and float(lone.range_ambiguity) == 0
+    assert math.isinf(float(lone.pilot_spacing))
+    assert float(lone.range_ambiguity) == 0
 
 
 def test_map_tensors_keeps_types_and_none(tiny):
     example = tiny.simulator.examples("test", range(2))
     moved = to_device(example._replace(channel=None), "cpu")
-    assert type(moved) is type(example) and isinstance(moved.scene, Scene) and moved.channel is None
+    assert type(moved) is type(example)
+    assert isinstance(moved.scene, Scene)
+    assert moved.channel is None
     assert torch.equal(moved.observation.y, example.observation.y)
 
 
 def test_containers_pass_collate(tiny):
     singles = [map_tensors(tiny.simulator.examples("test", [i]), lambda t: t[0]) for i in range(3)]
     batch = default_collate(singles)
-    assert isinstance(batch.observation, Observation) and batch.observation.y.shape[0] == 3
+    assert isinstance(batch.observation, Observation)
+    assert batch.observation.y.shape[0] == 3
 
 
 def test_flags_have_names():

@@ -38,14 +38,18 @@ def test_bounce_ranges_equal_a_loop(tiny):
 
 
 def test_azimuth_and_elevation_convention():
-    k, r = direction_and_range(torch.tensor([1.0, 1.0, math.sqrt(2)], dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
-    assert math.atan2(k[1], k[0]) == pytest.approx(math.pi / 4) and math.asin(k[2]) == pytest.approx(math.pi / 4)
+    k, r = direction_and_range(
+        torch.tensor([1.0, 1.0, math.sqrt(2)], dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    )
+    assert math.atan2(k[1], k[0]) == pytest.approx(math.pi / 4)
+    assert math.asin(k[2]) == pytest.approx(math.pi / 4)
     assert float(r) == pytest.approx(2.0)
 
 
 def test_coincident_points_have_no_nan():
     direction, r = direction_and_range(torch.ones(2, 3), torch.ones(3))
-    assert (direction == 0).all() and (r == 0).all()
+    assert (direction == 0).all()
+    assert (r == 0).all()
 
 
 def test_tangent_basis_is_orthonormal():
@@ -72,7 +76,8 @@ def test_bounce_on_ray_returns_the_scatterer(s, b, u):
 def test_bounce_on_ray_refuses_too_short_paths():
     origin, u = torch.zeros(3), torch.tensor([10.0, 0, 0])
     found, valid = bounce_on_ray(torch.tensor([[0, 1.0, 0], [1.0, 0, 0]]), torch.tensor([9.0, 10.0]), origin, u)
-    assert not valid.any() and torch.isfinite(found).all()
+    assert not valid.any()
+    assert (found == 0).all(), "the station"
 
 
 @pytest.mark.parametrize("tilt", [False, True])

@@ -51,7 +51,9 @@ def test_imports_go_down(path):
     own = layer(path)
     assert own in RANK, f"{own} has no place in LAYERS"
     for name, line in imported(path):
-        assert name in RANK, f"{path.name}:{line}: sensing.{name} has no place in LAYERS; import the module, not the package"
+        assert name in RANK, (
+            f"{path.name}:{line}: sensing.{name} has no place in LAYERS; import the module, not the package"
+        )
         assert RANK[name] <= RANK[own], f"{path.name}:{line}: {own} must not import {name}, which lies above it"
 
 

@@ -62,7 +62,8 @@ def test_extended_products_equal_the_dense_matrix(case):
     y = observation.y.flatten(-2)[..., None]
     assert torch.allclose(operator.rmatvec(observation.y).flatten(-2), (flat.mH @ y)[..., 0])
     plain = path_operator(range_m, direction, deployment, mask)
-    assert torch.equal(operator.plain.steering, plain.steering) and torch.equal(operator.plain.delay, plain.delay)
+    assert torch.equal(operator.plain.steering, plain.steering)
+    assert torch.equal(operator.plain.delay, plain.delay)
 
 
 def test_derivatives_equal_finite_differences(case):
@@ -111,7 +112,8 @@ def test_path_information_equals_a_dense_projection(case, precision):
             block = got[i, q][on][:, :, on].reshape(n, n)
             assert (block - wanted).abs().max() < 1e-9 * wanted.abs().max()
             off = (~mask[i, q]).nonzero().flatten()
-            assert (got[i, q][off] == 0).all() and (got[i, q][:, :, off] == 0).all()
+            assert (got[i, q][off] == 0).all()
+            assert (got[i, q][:, :, off] == 0).all()
 
 
 def test_path_information_survives_coincident_paths(case):

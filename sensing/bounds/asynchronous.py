@@ -1,14 +1,14 @@
 """Bound for the asynchronous uplink: user, clock offsets and scatterers from single-bounce paths to several stations.
 
-Exact Fisher information of `y = sum_l gain_l a(k_l) exp(-j 2 pi f r_l / c) + noise` for theta = (u, c * offsets, scatterers),
-all lengths in metres, the complex gains unknown and eliminated per station. A path is described by psi = (range, t1, t2),
-its length and two angles on the tangent basis e1, e2 of its direction k; with g = (s - u) / |s - u| and r = |s - b|
-(equation 1.2 of paper 1)
+Exact Fisher information of `y = sum_l gain_l a(k_l) exp(-j 2 pi f r_l / c) + noise` for theta = (u, c * offsets,
+scatterers), all lengths in metres, the complex gains unknown and eliminated per station. A path is described by
+psi = (range, t1, t2), its length and two angles on the tangent basis e1, e2 of its direction k; with
+g = (s - u) / |s - u| and r = |s - b| (equation 1.2 of paper 1)
 
     d psi / d s = [k + g; e1 / r; e2 / r],    d psi / d u = [-g; 0; 0],    d psi / d (c * offset) = [1; 0; 0].
 
-The offsets have a Gaussian prior, so the bound is a hybrid one, given the drawn gains. Without prior the position needs four
-scatterers that are seen by two or more stations (equation 1.13).
+The offsets have a Gaussian prior, so the bound is a hybrid one, given the drawn gains. Without prior the position needs
+four scatterers that are seen by two or more connected stations (equation 1.13).
 """
 
 from typing import NamedTuple
@@ -26,14 +26,14 @@ from sensing.units import SPEED_OF_LIGHT
 
 
 class UplinkBound(NamedTuple):
-    """Standard deviations no unbiased estimator beats; inf where the observation and the priors leave a quantity open."""
+    """Least standard deviations of unbiased estimators; inf where observation and priors leave a quantity open."""
 
     ue_position_m: Tensor  # [*] position error bound, sqrt(trace of the covariance of u) [m]
     scatterer_m: Tensor  # [* point] the same of each scatterer [m], inf where no station sees it
     clock_offset_s: Tensor  # [* bs] [s]
-    covariance: Tensor  # [* n n] of (u, c * offsets, scatterers) [m^2]; an open parameter: inf on the diagonal, 0 beside it
+    covariance: Tensor  # [* n n] of (u, c * offsets, scatterers) [m^2]; where open: inf on the diagonal, 0 beside it
     num_shared: Tensor  # [*] int64: scatterers seen by two or more stations
-    redundancy: Tensor  # [*] int64: sum of (shared scatterers - 1) over the connected groups of stations; 3 fix the user
+    redundancy: Tensor  # [*] int64: sum of (shared scatterers - 1) over connected groups of stations; 3 fix the user
     rank_deficiency: Tensor  # [*] int64: directions of (u, offsets) that the observation alone leaves open
     condition: Tensor  # [*] of the scaled effective information of (u, offsets), priors included
     observable: Tensor  # [*] bool: the user's bound is finite
@@ -48,12 +48,13 @@ def uplink_information(scene: Scene, noise_var: Tensor, deployment: Deployment) 
         deployment: the stations.
 
     Returns:
-        [* n n] over (u, c * offsets, scatterer positions), n = 3 + bs + 3 * point [1/m^2]; rows of unseen scatterers are 0.
+        [* n n] over (u, c * offsets, scatterer positions), n = 3 + bs + 3 * point [1/m^2]; rows of unseen scatterers
+        are zero.
 
     Raises:
         ShapeError, DomainError: a field does not fit, the scene has no gains, or a noise variance is not positive.
     """
-    _check(scene, noise_var, deployment)
+    path_gain = _check(scene, noise_var, deployment)
     stations, points = scene.visible.shape[-2:]
     # only the visible pairs: sorting them to the front makes the Grams small
     count = max(int(scene.visible.sum(-1).max()), 1) if scene.visible.numel() else 1
@@ -61,7 +62,7 @@ def uplink_information(scene: Scene, noise_var: Tensor, deployment: Deployment) 
     mask = scene.visible.gather(-1, index)
     position = scene.scatterer_position.double()[..., None, :, :].expand(*scene.visible.shape, 3)
     position = position.gather(-2, index[..., None].expand(*index.shape, 3))
-    gain = scene.gain.to(torch.complex128).gather(-1, index) * mask
+    gain = path_gain.to(torch.complex128).gather(-1, index) * mask
 
     direction, station_leg = direction_and_range(position, deployment.bs_position[:, None, :])
     user_direction, user_leg = direction_and_range(position, scene.ue_position.double()[..., None, None, :])
@@ -124,7 +125,8 @@ def uplink_bound(scene: Scene, noise_var: Tensor, deployment: Deployment, height
     alone = invert_with_prior(parts.effective, total, flat)
 
     # back to all parameters: s = s_0 - slope (a - a_0)
-    lift = torch.cat([torch.eye(keep, dtype=total.dtype, device=total.device).expand_as(parts.effective), -parts.slope], -2)
+    eye = torch.eye(keep, dtype=total.dtype, device=total.device)
+    lift = torch.cat([eye.expand_as(parts.effective), -parts.slope], -2)
     covariance = lift @ solved.covariance @ lift.mT
     covariance[..., keep:, keep:] += parts.inverse
     # a parameter is open if it moves along a null direction by more than rounding, seen from how far the others move
@@ -155,14 +157,14 @@ def uplink_bound(scene: Scene, noise_var: Tensor, deployment: Deployment, height
 def shared_scatterers(visible: Tensor) -> tuple[Tensor, Tensor]:
     """Shared scatterers and the constraints that they put on the user.
 
-    Stations are connected if they see a common scatterer. Within a group of connected stations one clock is unknown, so K
-    shared scatterers leave K - 1 constraints, and the user needs three of them in all groups together.
+    Stations are connected if they see a common scatterer. Within a group of connected stations one clock is unknown, so
+    K shared scatterers leave K - 1 constraints, and the user needs three of them in all groups together.
 
     Args:
         visible: [* bs point] bool.
 
     Returns:
-        Number of scatterers seen by two or more stations and the sum of K - 1 over the groups with K > 0, both [*] int64.
+        Number of scatterers seen by two or more stations, sum of K - 1 over the groups with K > 0; both [*] int64.
     """
     shared = visible & (visible.sum(-2, keepdim=True) >= 2)
     edges = shared.double()
@@ -175,7 +177,8 @@ def shared_scatterers(visible: Tensor) -> tuple[Tensor, Tensor]:
     return num_shared, num_shared - (first & shared.any(-1)).sum(-1)
 
 
-def _check(scene: Scene, noise_var: Tensor, deployment: Deployment) -> None:
+def _check(scene: Scene, noise_var: Tensor, deployment: Deployment) -> Tensor:
+    """The gains, after checking every field."""
     if scene.gain is None:
         raise DomainError("scene.gain must hold the path gains for a bound, got None")
     sizes = check_shape("scene.visible", scene.visible, "* bs point", bs=len(deployment.bs_position))
@@ -184,3 +187,4 @@ def _check(scene: Scene, noise_var: Tensor, deployment: Deployment) -> None:
     check_shape("scene.ue_position", scene.ue_position, "* xyz", xyz=3)
     check_shape("noise_var", noise_var, "* bs", bs=sizes["bs"])
     check_positive("noise_var", noise_var)
+    return scene.gain

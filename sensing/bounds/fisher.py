@@ -1,9 +1,9 @@
 """Fisher information: elimination of nuisance parameters, Gaussian priors, and inverses that say what is unobservable.
 
 A parameter vector is split into a few wanted ones (a) and many others (s). The effective information of a is the Schur
-complement `E = J_aa - J_as J_ss^-1 J_sa`. Units differ between parameters, so each matrix is scaled by its diagonal before
-it is factorised. The scaled E has its eigenvalues in [0, number of parameters]: the part of the information that is left
-after not knowing the others. That makes "numerically zero" a question without units.
+complement `E = J_aa - J_as J_ss^-1 J_sa`. Units differ between parameters, so each matrix is scaled by its diagonal
+before it is factorised. The scaled E has its eigenvalues in [0, number of parameters]: the part of the information that
+is left when the others are unknown. That makes "numerically zero" a question without units.
 """
 
 from typing import NamedTuple

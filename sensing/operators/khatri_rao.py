@@ -2,8 +2,8 @@
 
 Column l of `Phi_q` is `steering[:, l] (x) delay[:, l]` over (antenna, subcarrier), so no column of length ant * sc is
 ever formed: Grams are Hadamard products of small Grams, `Phi^H Phi = (S^H S) * (D^H D)`, and `Phi^H y` is two thin
-products. The extended map carries, per path, the column and its derivatives with respect to range [m] and to the two tangent
-coordinates of the direction [rad].
+products. The extended map carries, per path, the column and its derivatives with respect to range [m] and to the two
+tangent coordinates of the direction [rad].
 """
 
 import math
@@ -80,7 +80,11 @@ def _gram(factor: Tensor) -> Tensor:
 
 
 def path_operator(
-    range_m: Tensor, direction: Tensor, deployment: Deployment, mask: Tensor | None = None, dtype: torch.dtype | None = None
+    range_m: Tensor,
+    direction: Tensor,
+    deployment: Deployment,
+    mask: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> PathOperator:
     """Sensing matrix of plane waves.
 
@@ -140,8 +144,8 @@ def extended_operator(
 def path_information(gram: Tensor, gain: Tensor, noise_var: Tensor, gain_precision: Tensor | float = 0.0) -> Tensor:
     """Fisher information of (range, t1, t2) of all paths of a station, complex gains eliminated.
 
-    `J = (2 / noise_var) Re( a^H D^H (I - Phi (Phi^H Phi + noise_var * P)^-1 Phi^H) D a )` with D the derivative columns, a
-    the gains and P the prior precision of the gains (0: unknown deterministic gains).
+    `J = (2 / noise_var) Re( a^H D^H (I - Phi (Phi^H Phi + noise_var * P)^-1 Phi^H) D a )` with D the derivative
+    columns, a the gains and P the prior precision of the gains (0: unknown deterministic gains).
 
     Args:
         gram: [* bs path 4 path 4] of the extended operator; rows and columns of absent paths are zero.
@@ -163,7 +167,9 @@ def path_information(gram: Tensor, gain: Tensor, noise_var: Tensor, gain_precisi
     inner = gram[..., :, 1:, :, 1:].reshape(*batch, path * 3, path * 3)
     # 1e-13 of the trace keeps the factorisation alive when two paths coincide; it is below rounding of the Gram itself
     floor = 1e-13 * plain.diagonal(dim1=-2, dim2=-1).real.mean(-1)
-    chol = torch.linalg.cholesky(plain + floor[..., None, None] * torch.eye(path, dtype=plain.dtype, device=plain.device))
+    chol = torch.linalg.cholesky(
+        plain + floor[..., None, None] * torch.eye(path, dtype=plain.dtype, device=plain.device)
+    )
     half = torch.linalg.solve_triangular(chol, cross, upper=False)
     projected = (inner - half.mH @ half).reshape(*batch, path, 3, path, 3)
     weight = gain.conj()[..., :, None, None, None] * gain[..., None, None, :, None]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,15 +47,16 @@ def build_deployment(
         ShapeError, DomainError: a value does not fit.
     """
 
-    def double(values) -> Tensor | None:
-        return None if values is None else torch.as_tensor(values, dtype=torch.float64)
+    def double(values: Any) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float64)
 
     position = double(bs_position)
-    rotation = double(bs_rotation)
-    if rotation is None:
-        if target is None:
-            raise ConfigError("a deployment needs bs_rotation or a target that the boresights face, got neither")
+    if bs_rotation is not None:
+        rotation = double(bs_rotation)
+    elif target is not None:
         rotation = facing(position, double(target), tilt)
+    else:
+        raise ConfigError("a deployment needs bs_rotation or a target that the boresights face, got neither")
     if not (isinstance(carrier_hz, (int, float)) and carrier_hz > 0 and math.isfinite(carrier_hz)):
         raise ConfigError(f"carrier_hz must be a positive number, got {carrier_hz!r}")
     return Deployment(
@@ -64,6 +66,6 @@ def build_deployment(
         pilot_freq=pilot_freq.to(torch.float64),
         carrier_hz=double(carrier_hz),
         clock_offset_std=double(clock_offset_std),
-        region=double(region),
-        ue_height_range=double(ue_height_range),
+        region=None if region is None else double(region),
+        ue_height_range=None if ue_height_range is None else double(ue_height_range),
     ).validate()

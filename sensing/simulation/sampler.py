@@ -109,23 +109,35 @@ class SceneSampler:
         drawn = [self._one(bs, boresight, std, scene_generator(seed, split, i)) for i in indices]
         return Scene(*(torch.from_numpy(np.stack(field)) for field in zip(*drawn, strict=True)))
 
-    def _one(self, bs: np.ndarray, boresight: np.ndarray, std: float, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def _one(
+        self, bs: np.ndarray, boresight: np.ndarray, std: float, rng: np.random.Generator
+    ) -> tuple[np.ndarray, ...]:
         stations = len(bs)
         ue = rng.uniform(*self.ue_region)
         owner = np.repeat(np.arange(-1, stations), [self.num_shared] + [self.num_specific] * stations)
         points = np.empty((len(owner), 3))
         visible = np.zeros((stations, len(owner)), bool)
         for n, station in enumerate(owner):
-            points[n], visible[:, n] = self._scatterer(points[:n], station, ue, bs, boresight, rng)
+            points[n], visible[:, n] = self._scatterer(points[:n], int(station), ue, bs, boresight, rng)
         gain = rng.standard_normal((stations, len(owner), 2)) @ np.array([1.0, 1j]) / np.sqrt(2.0)
         if self.gains == "constant_modulus":
             gain = gain / np.abs(gain)
-        unit = rng.uniform(-np.sqrt(3.0), np.sqrt(3.0), stations) if self.clock_offsets == "uniform" else rng.standard_normal(stations)
+        unit = (
+            rng.uniform(-np.sqrt(3.0), np.sqrt(3.0), stations)
+            if self.clock_offsets == "uniform"
+            else rng.standard_normal(stations)
+        )
         offset = np.zeros(stations) if self.clock_offsets == "zero" else std * unit
         return ue, points, visible, offset, gain
 
     def _scatterer(
-        self, others: np.ndarray, station: int, ue: np.ndarray, bs: np.ndarray, boresight: np.ndarray, rng: np.random.Generator
+        self,
+        others: np.ndarray,
+        station: int,
+        ue: np.ndarray,
+        bs: np.ndarray,
+        boresight: np.ndarray,
+        rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw one scatterer and who sees it; station -1 means shared."""
         for _ in range(10_000):
@@ -143,11 +155,12 @@ class SceneSampler:
             ):
                 return point, seen
         raise ConfigError(
-            "no room for a scatterer after 10000 draws: lower num_shared, num_specific, min_views or the minimum distances"
+            "no room for a scatterer after 10000 draws: "
+            "lower num_shared, num_specific, min_views or the minimum distances"
         )
 
 
 def unit_noise(shape: Sequence[int], seed: int, split: str, indices: Iterable[int]) -> Tensor:
-    """CN(0, 1) noise of each scene, [len(indices), *shape] complex128; the same at every SNR and for every estimator."""
+    """CN(0, 1) noise of each scene, [len(indices), *shape] complex128; the same at every SNR for every estimator."""
     draws = [scene_generator(seed, split, i, _NOISE_STREAM).standard_normal((*shape, 2)) for i in indices]
     return torch.view_as_complex(torch.from_numpy(np.stack(draws))) / np.sqrt(2.0)

@@ -1,4 +1,4 @@
-"""Array response, path lengths, channel and Fisher information with python loops and nothing from the package's maths."""
+"""Array response, path lengths, channel and Fisher information by loops, without the package's maths."""
 
 import math
 
