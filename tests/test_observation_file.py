@@ -172,6 +172,18 @@ def test_padding_becomes_a_mask_and_back(tmp_path):
 # files of other programs
 
 
+def test_plain_h5py_reads_what_we_write(simulator, exported):
+    """Another program needs the schema alone: names, texts, types."""
+    with h5py.File(exported) as file:
+        assert file.attrs["format"] == "sensing-observations"
+        assert file.attrs["version"] == 1
+        assert file.attrs["carrier_hz"] == 28e9
+        assert file["y"].dtype == np.complex64
+        assert file["truth/scatterer_visible"].dtype == bool
+        assert file["prior/clock_offset_std_s"].shape == ()
+        np.testing.assert_array_equal(file["ofdm/pilot_freq_hz"], simulator.deployment.pilot_freq)
+
+
 @pytest.mark.parametrize("real", [np.float32, np.float64, ">f8"])
 def test_matlab_style_file(copy, exported, real):
     """MATLAB: compounds real/imag, 1x1 scalars, logicals as uint8, version as a double, texts of fixed length."""

@@ -63,11 +63,9 @@ def write_observations(
         seen = np.any(arrays["truth/scatterer_visible"], axis=1, keepdims=True).swapaxes(1, 2)  # [scene point 1]
         arrays["truth/scatterer_position_m"] = np.where(seen, arrays["truth/scatterer_position_m"], np.nan)
     unpack(arrays, carrier.item(), source)
-    # HDF5 1.8 headers carry checksums and texts of fixed length avoid its unprotected heap: damage is noticed on reading
+    # headers of HDF5 1.8, unlike those of 1.6, carry checksums: damage is noticed on reading
     with atomic_path(path) as temporary, h5py.File(temporary, "x", libver=("v108", "v110")) as file:
-        file.attrs.update({"version": VERSION, "carrier_hz": float(carrier.item())})
-        for name, text in (("format", FORMAT), ("source", source or "unknown")):
-            file.attrs.create(name, text, dtype=h5py.string_dtype("utf-8", len(text.encode())))
+        file.attrs.update({"format": FORMAT, "version": VERSION, "carrier_hz": float(carrier.item()), "source": source})
         for name, array in arrays.items():
             large = FIELDS[name].kind == "complex"  # chunks by scene and station: scenes can be read one by one
             file.create_dataset(
