@@ -1,7 +1,7 @@
 """Checks of configuration values, before any work is done.
 
-Each takes the configuration as plain nested dictionaries and a dotted key, returns the value, and raises a ConfigError that
-names the key, what was expected and what came.
+Each takes the configuration as plain nested dictionaries and a dotted key, returns the value, and raises a ConfigError
+that names the key, what was expected and what came.
 """
 
 import math
@@ -40,7 +40,9 @@ def positive(config: Config, key: str, allow_zero: bool = False, allow_infinite:
     value = lookup(config, key)
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     if not number or value < 0 or (value == 0 and not allow_zero) or (math.isinf(value) and not allow_infinite):
-        refuse(key, ("a number >= 0" if allow_zero else "a number > 0") + (" (or inf)" if allow_infinite else ""), value)
+        refuse(
+            key, ("a number >= 0" if allow_zero else "a number > 0") + (" (or inf)" if allow_infinite else ""), value
+        )
     return float(value)
 
 
@@ -87,5 +89,7 @@ def existing_file(config: Config, key: str, optional: bool = False) -> Path | No
         refuse(key, f"the path of a file (say {key}=FILE)", value)
     path = Path(value).expanduser()
     if not path.is_file():
-        raise ConfigError(f"{key} must be an existing file, got {value!r}: {'a folder' if path.is_dir() else 'not found'}")
+        raise ConfigError(
+            f"{key} must be an existing file, got {value!r}: {'a folder' if path.is_dir() else 'not found'}"
+        )
     return path

@@ -3,15 +3,29 @@
 A `_target_` in a YAML file names the function or class that is called with the keys beside it; there is no registry.
 """
 
+import logging
+import shlex
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
 
 from sensing import options
 from sensing.containers import Deployment
 from sensing.errors import ConfigError, SensingError
+from sensing.evaluation.files import evaluate_file
+from sensing.evaluation.output import write_evaluation
+from sensing.evaluation.summary import print_summary
+from sensing.evaluation.sweep import run_sweep
+from sensing.preflight import check_evaluation, check_resume, check_scene, check_training
 from sensing.simulation import Simulator
 
 
@@ -40,7 +54,7 @@ def make(config: Any, key: str, **values: Any) -> Any:
 
 
 def build_deployment(config: DictConfig) -> Deployment:
-    """Stations of a configuration. Offsets are configured in units of 1 / bandwidth, which is that of all subcarriers."""
+    """Stations of a configuration. Offsets are in units of 1 / bandwidth, which is that of all subcarriers."""
     grid = {name: value for name, value in config.ofdm.items() if name != "carrier_hz"}
     return make(
         config.scene.deployment,
@@ -58,32 +72,176 @@ def build_simulator(config: DictConfig) -> Simulator:
     Raises:
         SensingError: a value does not fit; names its key.
     """
-    check_scene(_plain(config))
+    check_scene(plain(config))
     drawn = config.scene.true_clock_offset_std_over_bandwidth
     std = None if drawn is None else drawn / _bandwidth(config)
     sampler = make(config.scene.sampler, "scene.sampler", clock_offset_std=std)
     return Simulator(build_deployment(config), sampler, config.seed)
 
 
-def check_scene(config: options.Config) -> None:
-    """Check the keys of scenes that no constructor checks."""
-    options.integer(config, "seed", low=0)
-    options.integer(config, "ofdm.num_subcarriers", low=1)
-    options.integer(config, "ofdm.pilot_step", low=1)
-    options.positive(config, "ofdm.spacing_hz")
-    options.positive(config, "ofdm.carrier_hz")
-    std = options.positive(config, "scene.clock_offset_std_over_bandwidth", allow_zero=True, allow_infinite=True)
-    drawn = "scene.true_clock_offset_std_over_bandwidth"
-    if options.lookup(config, drawn) is not None or std == float("inf"):
-        options.positive(config, drawn, allow_zero=True)
+def build_estimators(config: DictConfig) -> dict[str, Any]:
+    """The estimators asked for, by the name under which they appear in the results.
+
+    An unfolded estimator without a checkpoint is labelled `unfolded_untrained`: the classical one at a fixed depth.
+    """
+    settings = plain(config)
+    chosen = options.names(settings, "estimators", config.available)
+    checkpoint = options.existing_file(settings, "checkpoint", optional=True)
+    estimators = {}
+    for name in chosen:
+        if name == "unfolded" and checkpoint is not None:
+            from sensing.learning import Learner  # pulls lightning, which takes seconds to import
+
+            estimators[name] = Learner.load(checkpoint).estimator
+        else:
+            label = "unfolded_untrained" if name == "unfolded" else name
+            estimators[label] = make(config.available[name], f"available.{name}")
+    return estimators
+
+
+def evaluate(config: DictConfig) -> dict[str, str]:
+    """Run estimators on synthetic scenes or on a file, and write tables, figures and a report.
+
+    Args:
+        config: as composed from `conf/evaluate.yaml`.
+
+    Returns:
+        `folder` and `report`: the run folder and the report in it.
+
+    Raises:
+        SensingError: before any work is done, if a key does not fit.
+    """
+    settings = plain(config)
+    path = check_evaluation(settings)
+    _set_threads(settings)
+    estimators, detector = build_estimators(config), make(config.detector, "detector")
+    folder = Path(settings["output_dir"])
+    common: dict[str, Any] = {"batch_size": config.eval.batch_size, "progress": config.eval.progress}
+    about: dict[str, Any] = {
+        "config": OmegaConf.to_yaml(OmegaConf.create(settings)),
+        "command": _command("evaluate"),
+        "notes": _notes(settings),
+    }
+    if path is not None:
+        result = evaluate_file(path, estimators, detector, folder, **common, **about)
+    else:
+        snr_db, count = settings["eval"]["snr_db"], settings["eval"]["num_scenes"]
+        result = run_sweep(
+            build_simulator(config), estimators, detector, snr_db, count, settings["data"]["split"], **common
+        )
+        write_evaluation(result, folder, title=f"Evaluation of {config.scene.name}", **about)
+    print_summary(result)
+    report = folder / "report.html"
+    print(f"report: {report}")
+    return {"folder": str(folder), "report": str(report)}
+
+
+def _notes(config: options.Config) -> dict[str, str]:
+    """What a reader of the report must know and the numbers do not say."""
+    if "unfolded" not in config["estimators"]:
+        return {}
+    return {
+        "unfolded": f"trained, {config['checkpoint']}" if config["checkpoint"] else "untrained: no checkpoint was given"
+    }
+
+
+def _command(name: str) -> str:
+    """The command line of this run; empty from a notebook."""
+    if not HydraConfig.initialized():
+        return ""
+    return shlex.join(["python", f"{name}.py", *HydraConfig.get().overrides.task])
+
+
+def train(config: DictConfig) -> float:
+    """Train an unfolded estimator; print untrained against trained, and the command that evaluates the checkpoint.
+
+    Args:
+        config: as composed from `conf/train.yaml`.
+
+    Returns:
+        The logged number that `objective` names, of the best checkpoint: what a sweep minimises.
+
+    Raises:
+        SensingError: before any work is done, if a key does not fit or there is nothing to learn.
+    """
+    settings = plain(config)
+    check_training(settings)
+    _set_threads(settings)
+    import lightning  # takes seconds, hence not at the top: evaluate needs it only with a checkpoint
+
+    from sensing.learning import Learner
+
+    _quiet_lightning()
+    lightning.seed_everything(settings["seed"], workers=True, verbose=False)
+    data = make(config.data, "data", simulator=build_simulator(config))
+    learner = Learner(settings["estimator"], settings["loss"], settings["optimizer"])
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        raise ConfigError("estimator must have something to learn (try estimator=unfolded), got no learnable parameter")
+    if settings["ckpt_path"] is not None:
+        check_resume(settings["ckpt_path"], learner)
+    trainer = build_trainer(config)
+    before = trainer.validate(learner, data, verbose=False)[0]
+    trainer.fit(learner, data, ckpt_path=settings["ckpt_path"])
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    after = trainer.validate(learner, data, ckpt_path=best, verbose=False)[0]
+    if trainer.is_global_zero:
+        print_comparison(before, after)
+        print(f"evaluate it: {_evaluate_command(config, best)}" if best else "no checkpoint was saved")
+    if settings["objective"] not in after:
+        raise ConfigError(f"objective must be one of {sorted(after)}, got {settings['objective']!r}")
+    return float(after[settings["objective"]])
+
+
+def build_trainer(config: DictConfig) -> Any:
+    """The Trainer with callbacks and loggers; entries that are null, or that the Trainer switches off, are left out."""
+    off = {"progress": not config.trainer.enable_progress_bar, "checkpoint": not config.trainer.enable_checkpointing}
+    callbacks = [
+        make(node, f"callbacks.{name}")
+        for name, node in (config.get("callbacks") or {}).items()
+        if node is not None and not off.get(str(name), False)
+    ]
+    loggers = [make(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items() if node is not None]
+    return make(config.trainer, "trainer", callbacks=callbacks, logger=loggers or False)
+
+
+def print_comparison(before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    """Print the validation metrics of the untrained and of the trained estimator, side by side."""
+    table = Table(title="validation scenes, untrained against trained", title_justify="left")
+    for head in ("metric", "untrained", "trained"):
+        table.add_column(head, justify="left" if head == "metric" else "right")
+    for name, value in after.items():
+        table.add_row(name, f"{before.get(name, float('nan')):.4g}", f"{value:.4g}")
+    Console().print(table)
+
+
+def _evaluate_command(config: DictConfig, checkpoint: str) -> str:
+    """The command that evaluates a checkpoint on the scenes that it was trained for."""
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    groups = [f"{group}={chosen[group]}" for group in ("scene",) if group in chosen]
+    path = Path(checkpoint).resolve()
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return shlex.join(["python", "evaluate.py", *groups, f"checkpoint={shown}"])
+
+
+def _quiet_lightning() -> None:
+    """Lightning logs every line twice under Hydra and advertises; its pytree warning is about its own code."""
+    logging.getLogger("lightning").handlers.clear()
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "Tip:" not in str(record.msg))
+    warnings.filterwarnings("ignore", message=".*(treespec, LeafSpec|does not have many workers).*")
+
+
+def _set_threads(config: options.Config) -> None:
+    if options.lookup(config, "torch_threads") is not None:
+        torch.set_num_threads(options.integer(config, "torch_threads", low=1))
 
 
 def _bandwidth(config: DictConfig) -> float:
     return float(config.ofdm.num_subcarriers * config.ofdm.spacing_hz)
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain containers, the form in which checks, checkpoints and reports take it."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    containers = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(containers, dict)
+    return {str(key): value for key, value in containers.items() if key != "hydra"}

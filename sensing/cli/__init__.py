@@ -1,6 +1,7 @@
 """Command line entry points. Nothing heavy is imported here, so that `--help` answers in about a second."""
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -29,12 +30,13 @@ def conf_dir() -> str:
 def run_command(config_name: str, task: Callable[[Any], Any]) -> None:
     """Run `task(config)` under Hydra, with the arguments of the command line.
 
-    An error that the package raises on purpose ends the command with its message and exit code 1; HYDRA_FULL_ERROR=1 shows
-    the traceback. In a sweep the other jobs still run.
+    An error that the package raises on purpose ends the command with its message and exit code 1; HYDRA_FULL_ERROR=1
+    shows the traceback. In a sweep the other jobs still run.
     """
 
     @functools.wraps(task)
     def job(config: Any) -> Any:
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Hydra shows INFO of every library
         try:
             return task(config)
         except SensingError as error:

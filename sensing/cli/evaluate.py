@@ -5,7 +5,7 @@ from typing import Any
 from sensing.cli import run_command
 
 
-def task(config: Any) -> float | None:
+def task(config: Any) -> dict[str, str]:
     """Evaluate as the configuration says; torch is imported only now."""
     from sensing import runs
 

@@ -1,0 +1,77 @@
+"""Checks of a whole configuration, the first thing that a command does. They see plain dictionaries, no Hydra."""
+
+from pathlib import Path
+
+import torch
+
+from sensing import options
+from sensing.errors import CheckpointError, ConfigError
+
+
+def check_evaluation(config: options.Config) -> Path | None:
+    """Check the keys of an evaluation, first of all; returns the observation file, None for synthetic scenes."""
+    _check_command(config, "evaluate", needed="available")
+    options.names(config, "estimators", options.lookup(config, "available") or {})
+    options.existing_file(config, "checkpoint", optional=True)
+    options.integer(config, "eval.batch_size", low=1)
+    if options.choice(config, "data.source", ["synthetic", "file"]) == "file":
+        return options.existing_file(config, "data.path")
+    options.choice(config, "data.split", ["train", "val", "test", "sample"])
+    options.integer(config, "eval.num_scenes", low=1)
+    options.numbers(config, "eval.snr_db")
+    check_scene(config)
+    return None
+
+
+def check_training(config: options.Config) -> None:
+    """Check the keys of a training, first of all."""
+    _check_command(config, "train", needed="trainer")
+    check_scene(config)
+    options.existing_file(config, "ckpt_path", optional=True)
+    options.integer(config, "trainer.max_epochs", low=-1)
+    options.positive(config, "optimizer.lr")
+    options.choice(config, "trainer.precision", [32, "32", "32-true"])
+    folder = Path(config["output_dir"])
+    used = sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
+    requeued = any(folder.glob("hpc_ckpt_*.ckpt"))  # Lightning resumes a preempted Slurm job by itself
+    if used and config["ckpt_path"] is None and not requeued:
+        raise ConfigError(
+            f"hydra.run.dir must be a new folder, or resume with ckpt_path=, got {folder}, which holds {used}"
+        )
+
+
+def check_scene(config: options.Config) -> None:
+    """Check the keys of scenes that no constructor checks."""
+    options.integer(config, "seed", low=0)
+    options.integer(config, "ofdm.num_subcarriers", low=1)
+    options.integer(config, "ofdm.pilot_step", low=1)
+    options.positive(config, "ofdm.spacing_hz")
+    options.positive(config, "ofdm.carrier_hz")
+    std = options.positive(config, "scene.clock_offset_std_over_bandwidth", allow_zero=True, allow_infinite=True)
+    drawn = "scene.true_clock_offset_std_over_bandwidth"
+    if options.lookup(config, drawn) is not None or std == float("inf"):
+        options.positive(config, drawn, allow_zero=True)
+
+
+def check_resume(path: str, learner: torch.nn.Module) -> None:
+    """Raise CheckpointError unless the file is a checkpoint of a model with the same parameters."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # whatever torch raises, depending on what is broken
+        raise CheckpointError(f"ckpt_path must be a checkpoint of train.py, got {path}: {error}") from error
+    wanted = {name: list(value.shape) for name, value in learner.state_dict().items()}
+    found = {name: list(value.shape) for name, value in state.items()}
+    if found != wanted:
+        name = next(key for key in [*wanted, *found] if wanted.get(key) != found.get(key))
+        raise CheckpointError(
+            f"ckpt_path must belong to the configured estimator: {name} is {wanted.get(name, 'absent')} there, "
+            f"got {found.get(name, 'absent')} in {path}"
+        )
+
+
+def _check_command(config: options.Config, command: str, needed: str) -> None:
+    """An experiment of one command given to the other leaves a configuration that lacks the other's groups."""
+    if needed not in config or ("available" in config) == ("trainer" in config):
+        raise ConfigError(
+            f"{command}.py must get a configuration of conf/{command}.yaml, got the keys {sorted(config)}"
+        )
