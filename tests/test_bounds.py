@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sensing import arrays
 from sensing.bounds import uplink_bound, uplink_information
 from sensing.bounds.asynchronous import shared_scatterers
 from sensing.containers import Scene
@@ -188,6 +189,34 @@ def test_coincident_scatterers_are_reported_not_raised(hall):
     assert torch.isfinite(bound.ue_position_m[1])
     assert not torch.isnan(bound.ue_position_m).any()
     assert not torch.isnan(bound.scatterer_m).any()
+
+
+def test_linear_arrays_leave_private_scatterers_open_but_not_the_user():
+    """A horizontal line measures one angle: shared scatterers are still located, those of one station are not."""
+    setup = build_tiny(8, visibility=1.0, min_boresight_cos=-1.0)
+    deployment = setup.deployment._replace(
+        antenna_local=arrays.ula(6) * setup.deployment.wavelength, bs_rotation=facing_turned(setup.deployment)
+    )
+    scene = setup.simulator.scenes("test", range(3))
+    bound = uplink_bound(scene, noise(scene), deployment)
+    assert torch.isinf(bound.scatterer_m[:, 8:]).all()
+    assert torch.isfinite(bound.scatterer_m[:, :8]).all()
+    assert torch.isfinite(bound.clock_offset_s).all()
+    wide = torch.full((39,), 1e5, dtype=torch.float64)  # a prior of 100 km stands for none
+    wide[3:6] = slow.C * deployment.clock_offset_std
+    for i in range(3):
+        full = slow.covariance(one(scene, i), noise(scene)[i], deployment, wide)
+        assert torch.isclose(bound.ue_position_m[i], full[:3, :3].trace().sqrt(), rtol=1e-5)
+
+
+def facing_turned(deployment):
+    """The stations' poses rolled about their boresights by different angles, so that their lines differ."""
+    angle = torch.tensor([0.0, 0.6, 1.2], dtype=torch.float64)
+    roll = torch.zeros(3, 3, 3, dtype=torch.float64)
+    roll[:, 0, 0] = 1
+    roll[:, 1, 1] = roll[:, 2, 2] = angle.cos()
+    roll[:, 2, 1], roll[:, 1, 2] = angle.sin(), -angle.sin()
+    return deployment.bs_rotation @ roll
 
 
 def test_known_height_helps_and_can_be_switched_off(hall_hard):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sensing.bounds.fisher import eliminate, invert_with_prior
+from sensing.bounds.fisher import MOVED, eliminate, invert_with_prior
 from sensing.checks import check_positive, check_shape
 from sensing.containers import Deployment, Scene
 from sensing.errors import DomainError
@@ -129,12 +129,9 @@ def uplink_bound(scene: Scene, noise_var: Tensor, deployment: Deployment, height
     lift = torch.cat([eye.expand_as(parts.effective), -parts.slope], -2)
     covariance = lift @ solved.covariance @ lift.mT
     covariance[..., keep:, keep:] += parts.inverse
-    # a parameter is open if it moves along a null direction by more than rounding, seen from how far the others move
     motion = (lift @ solved.null).square().sum(-1)
-    unseen = ~scene.visible.any(-2)
-    hidden = torch.cat([unseen.new_zeros(*unseen.shape[:-1], keep), unseen.repeat_interleave(3, -1)], -1)
-    open_ = (motion > 1e-10 * motion.amax(-1, keepdim=True)) | hidden
-    open_[..., keep:] |= ~parts.regular[..., None]
+    open_ = motion > MOVED * motion.amax(-1, keepdim=True)
+    open_[..., keep:] |= parts.open
     covariance = torch.where(open_[..., :, None] | open_[..., None, :], torch.zeros_like(covariance), covariance)
     variance = torch.where(open_, torch.inf, covariance.diagonal(dim1=-2, dim2=-1))
     covariance.diagonal(dim1=-2, dim2=-1).copy_(variance)
