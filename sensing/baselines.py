@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
 from sensing.errors import DomainError
+from sensing.estimator import Estimator
 from sensing.geometry import bounce_ranges
 from sensing.operators.khatri_rao import PathOperator, path_operator
 from sensing.units import SPEED_OF_LIGHT
 
 Detector = Callable[[Observation, Deployment], PathEstimates]
-Estimator = Callable[..., Estimate]
 
 
 class NompLs:

@@ -11,13 +11,13 @@ from sensing.data.atomic import atomic_path
 from sensing.evaluation.result import SweepResult
 from sensing.evaluation.scene_map import scene_map
 from sensing.evaluation.statistics import Floats, Value, proportion, with_interval
-from sensing.evaluation.style import BOUNDS, legend_below, marks, panels
+from sensing.evaluation.style import BOUNDS, legend_below, log_scale, marks, panels
 from sensing.evaluation.summary import snr_label
 
 CAPTIONS = {
-    "error_vs_snr": "User position error against SNR with the position error bound (PEB); bands: 95 % confidence.",
+    "error_vs_snr": "User position error against SNR with the position error bound (PEB); bars: 95 % confidence.",
     "converged_vs_snr": "Share of scenes whose error is below three times their PEB, and the share that it flags.",
-    "nmse_vs_snr": "Channel error on the pilots: NMSE averaged over scenes; bands: 95 % confidence.",
+    "nmse_vs_snr": "Channel error on the pilots: NMSE averaged over scenes; bars: 95 % confidence.",
     "scatterers_and_clocks": "Error of shared scatterers and clock offsets: rms within a scene, median over scenes.",
     "error_cdf": "Share of scenes with a user position error below the abscissa.",
     "error_over_peb_cdf": "Share of scenes whose error over their own PEB is below the abscissa; converged below 3.",
@@ -25,6 +25,7 @@ CAPTIONS = {
     "scene_map": "One scene from above, and magnified around the user, with the claimed 95 % ellipses.",
 }
 CDF_SNR_DB = (0.0, 10.0, 20.0)
+GENIE = "genie_lmmse"
 
 
 def save_figures(result: SweepResult, folder: str | Path) -> dict[str, Path]:
@@ -66,7 +67,8 @@ def error_vs_snr(result: SweepResult) -> Figure | None:
         for name in names:
             _curve(each, result, name, [with_interval(row, stat) for row in result.scores[name]["ue_error_m"]])
         _bound_curves(each, result, "ue_error_m", stat)
-        each.set(yscale="log", ylabel=f"{stat} user position error [m]")
+        each.set(ylabel=f"{stat} user position error [m]")
+        log_scale(each, "y")
     return _against_snr(figure, axes)
 
 
@@ -86,15 +88,29 @@ def converged_vs_snr(result: SweepResult) -> Figure | None:
 
 
 def nmse_vs_snr(result: SweepResult) -> Figure | None:
-    """Mean channel NMSE against SNR."""
+    """Mean channel NMSE against SNR and, where the genie ran, its distance to the genie's."""
     names = _having(result, "channel_nmse_db")
     if len(result.snr_db) < 2 or not names:
         return None
-    figure, axes = panels(1, width=6.5, height=4.6)
+    nmse = {
+        name: [with_interval(row, "mean", decibel=True) for row in result.scores[name]["channel_nmse_db"]]
+        for name in names
+    }
+    figure, axes = panels(2 if GENIE in names and len(names) > 1 else 1)
     for name in names:
-        values = [with_interval(row, "mean", decibel=True) for row in result.scores[name]["channel_nmse_db"]]
-        _curve(axes[0], result, name, values)
+        _curve(axes[0], result, name, nmse[name])
     axes[0].set_ylabel("channel NMSE, mean over scenes [dB]")
+    if len(axes) > 1:
+        for name in names:
+            if name != GENIE:
+                floors = [value.value for value in nmse[GENIE]]
+                gaps = [
+                    Value(v.value - f, v.low - f, v.high - f, v.num_scenes)
+                    for v, f in zip(nmse[name], floors, strict=True)
+                ]
+                _curve(axes[1], result, name, gaps)
+        axes[1].set_ylabel(f"NMSE above {GENIE} [dB]")
+        axes[1].set_ylim(bottom=0.0)
     return _against_snr(figure, axes)
 
 
@@ -114,7 +130,8 @@ def scatterers_and_clocks(result: SweepResult) -> Figure | None:
                 continue  # it is given the offsets
             _curve(each, result, name, [with_interval(scale * row, "median") for row in result.scores[name][quantity]])
         _bound_curves(each, result, quantity, "median", scale, () if quantity == "scatterer_error_m" else ("peb_sync",))
-        each.set(yscale="log", ylabel=f"median {label}")
+        each.set(ylabel=f"median {label}")
+        log_scale(each, "y")
     return _against_snr(figure, axes)
 
 
@@ -169,12 +186,15 @@ def _having(result: SweepResult, quantity: str) -> list[str]:
 
 
 def _curve(axes: Axes, result: SweepResult, name: str, values: Sequence[Value]) -> None:
-    """A statistic against SNR with its confidence band, the points sorted by SNR."""
-    order = np.argsort(_snr(result))
-    x, y, low, high = (np.array(column)[order] for column in (_snr(result), *list(zip(*values, strict=True))[:3]))
+    """A statistic against SNR with its intervals; estimators stand a little apart so that equal ones can be told."""
+    snr = _snr(result)
+    order = np.argsort(snr)
+    spread = 0.035 * float(np.diff(snr[order]).min()) if len(snr) > 1 else 0.0
+    shift = spread * (result.names.index(name) - (len(result.names) - 1) / 2)
+    y, low, high = (np.array(column)[order] for column in list(zip(*values, strict=True))[:3])
     color, marker = marks(name, result.names)
-    axes.plot(x, y, color=color, marker=marker, markersize=4.5, linewidth=1.6, label=name)
-    axes.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
+    axes.plot(snr[order] + shift, y, color=color, marker=marker, markersize=4.5, linewidth=1.4, label=name)
+    axes.vlines(snr[order] + shift, low, high, color=color, linewidth=1.1, alpha=0.8)
 
 
 def _bound_curves(
@@ -207,7 +227,8 @@ def _distributions(result: SweepResult, draw: Callable[[Axes, int], None]) -> Fi
     figure, axes = panels(len(chosen), width=6.5 if single else 4.2, sharey=True)
     for each, at in zip(axes, chosen, strict=True):
         draw(each, at)
-        each.set(xscale="log", ylim=(0, 1.01), title=f"SNR {snr_label(result.snr_db[at])}")
+        log_scale(each, "x")
+        each.set(ylim=(0, 1.01), title=f"SNR {snr_label(result.snr_db[at])}")
     axes[0].set_ylabel("share of scenes")
     legend_below(figure, axes)
     return figure

@@ -72,7 +72,7 @@ def evaluate_file(
         task = bar.add_task("evaluating", total=count)
         for first in range(0, count, batch_size):
             columns = slice(first, min(first + batch_size, count))
-            batch = to_device(map_tensors(example, lambda tensor, at=columns: tensor[at]), device)
+            batch = to_device(_pick(example, columns), device)
             for name, values in bound_scores(batch, deployment).items():
                 bounds.put(name, 0, columns, values)
             results = runner(batch)
@@ -129,6 +129,10 @@ def concatenate(estimates: list[Estimate]) -> Estimate:
             tensors = [_pad(tensor, axis, size, math.nan if name.startswith("scatterer_") else 0) for tensor in tensors]
         fields[name] = torch.cat(tensors)
     return Estimate(**fields)  # type: ignore[arg-type]
+
+
+def _pick(example: Example, scenes: slice) -> Example:
+    return map_tensors(example, lambda tensor: tensor[scenes])
 
 
 def _pad(tensor: Tensor, axis: int, size: int, value: float) -> Tensor:

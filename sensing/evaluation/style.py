@@ -6,6 +6,8 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 
 PALETTE = {  # Okabe and Ito: told apart with any colour vision
     "classical": ("#0072B2", "o"),
@@ -36,7 +38,7 @@ def marks(name: str, names: Sequence[str]) -> tuple[str, str]:
 
 def panels(count: int, width: float = 5.0, height: float = 4.0, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure with a row of axes; drawn without pyplot, so without a display and without global state."""
-    figure = Figure(figsize=(width * count, height), layout="constrained", dpi=130)
+    figure = Figure(figsize=(width * count, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06), dpi=130)
     axes = figure.subplots(1, count, squeeze=False, **options)[0]
     for each in axes:
         each.grid(True, which="major", color="#dddddd", linewidth=0.8)
@@ -46,13 +48,20 @@ def panels(count: int, width: float = 5.0, height: float = 4.0, **options: Any) 
     return figure, list(axes)
 
 
+def log_scale(axes: Axes, which: str) -> None:
+    """Log scale of the x or y axis, labelled 0.01, 0.1, 1."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend for all panels, under them."""
+    """One legend for all panels, under them, in as many columns as fit."""
     entries: dict[str, Artist] = {}
     for each in axes:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        figure.legend(
-            list(entries.values()), list(entries), loc="outside lower center", ncols=min(len(entries), 5), frameon=False
-        )
+        widest = 0.7 + 0.09 * max(map(len, entries))  # [inch]: handle and text
+        columns = max(1, min(len(entries), int(figure.get_figwidth() / widest)))
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)

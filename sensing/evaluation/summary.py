@@ -4,7 +4,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from sensing.evaluation.result import SweepResult
@@ -41,6 +43,18 @@ HEADERS = {
     "flagged": "flagged [%]",
     "time_s": "ms/scene",
 }
+
+PRINTED = {
+    "median_m": "median \\[m]",
+    "rms_m": "rms \\[m]",
+    "rms_over_peb": "rms/PEB*",
+    "converged": "converged \\[%]",
+    "below_1m": "below 1 m \\[%]",
+    "nmse_db": "NMSE \\[dB]",
+    "flagged": "flagged \\[%]",
+    "time_s": "ms/scene",
+}
+WITH_INTERVAL = ("median_m", "converged", "below_1m")
 
 
 def summaries(result: SweepResult) -> list[Summary]:
@@ -104,8 +118,8 @@ def _cell(key: str, value: Value | float | None) -> tuple[str, str]:
     if key == "nmse_db":
         return f"{value.value:.1f}", f"{value.low:.1f} .. {value.high:.1f}"
     if key in ("converged", "below_1m", "flagged"):
-        return f"{100 * value.value:.1f}", f"{100 * value.low:.0f} .. {100 * value.high:.0f}"
-    return _number(value.value, 3), f"{_number(value.low, 2)} .. {_number(value.high, 2)}"
+        return f"{100 * value.value:.1f}", f"{100 * value.low:.0f}–{100 * value.high:.0f}"
+    return _number(value.value, 3), f"{_number(value.low, 2)}–{_number(value.high, 2)}"
 
 
 def _number(value: float, digits: int) -> str:
@@ -124,28 +138,32 @@ def print_summary(result: SweepResult, console: Console | None = None) -> None:
     """Print the table, what was left out and why, and how many scenes failed."""
     console = Console() if console is None else console
     lines = summaries(result)
-    columns = shown_columns(lines)
-    table = Table(
-        title=f"{len(result.scenes)} scenes per SNR, 95 % confidence intervals in brackets", title_justify="left"
-    )
+    columns = {key: head for key, head in shown_columns(lines).items() if key in PRINTED}
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left", title=_title(result))
     table.add_column("SNR", justify="right", no_wrap=True)
     table.add_column("estimator", no_wrap=True)
-    for head in columns.values():
-        table.add_column(head, justify="right")
+    for key in columns:
+        table.add_column(PRINTED[key], justify="right", no_wrap=True)
     previous: float | None = math.nan
     for line in lines:
         if line.snr_db != previous and table.row_count:
             table.add_section()
         texts = [
-            f"{number} [dim]({interval})[/dim]" if interval else number for number, interval in cells(line, columns)
+            f"{number} [dim]({interval})[/dim]" if interval and key in WITH_INTERVAL else number
+            for key, (number, interval) in zip(columns, cells(line, columns), strict=True)
         ]
         table.add_row(snr_label(line.snr_db) if line.snr_db != previous else "", line.estimator, *texts)
         previous = line.snr_db
-    console.print(table)
+    # as wide as the table is: a narrower one, as in a pipe or a log, would cut the numbers off
+    width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    wide = Console(file=console.file, width=max(console.width, width), force_terminal=console.is_terminal)
+    wide.print(table)
     for line in lines:
         if line.num_failed:
-            console.print(
-                f"{line.estimator} at {snr_label(line.snr_db)}: no finite position in {line.num_failed} scenes"
-            )
+            console.print(f"{line.estimator} at {snr_label(line.snr_db)}: no position in {line.num_failed} scenes")
     for name, reason in result.left_out.items():
-        console.print(f"left out: {name} ({reason})")
+        console.print(f"left out: {name} ({reason})", markup=False)
+
+
+def _title(result: SweepResult) -> str:
+    return f"{len(result.scenes)} scenes of {result.split}; in brackets: 95 % confidence intervals; *: converged scenes"
