@@ -65,7 +65,9 @@ class Problem(NamedTuple):
     scales: m_step.Scales
 
 
-def prepare(observation: Observation, deployment: Deployment, geometry: Geometry, dtype: torch.dtype) -> tuple[Problem, State]:
+def prepare(
+    observation: Observation, deployment: Deployment, geometry: Geometry, dtype: torch.dtype
+) -> tuple[Problem, State]:
     """Problem and first state of a start geometry.
 
     Args:
@@ -76,7 +78,9 @@ def prepare(observation: Observation, deployment: Deployment, geometry: Geometry
     """
     precision, mean = m_step.prior_precision(deployment, geometry.node_mask.shape[-1])
     noise_var = observation.noise_var.double()
-    problem = Problem(observation.y.to(dtype), noise_var, deployment, precision, mean, m_step.natural_scales(deployment))
+    problem = Problem(
+        observation.y.to(dtype), noise_var, deployment, precision, mean, m_step.natural_scales(deployment)
+    )
     entries = observation.y.shape[-2] * observation.y.shape[-1]
     energy = observation.y.real.double().square().sum((-2, -1)) + observation.y.imag.double().square().sum((-2, -1))
     count = (geometry.member & geometry.node_mask[..., None, :]).sum(-1) + geometry.free_mask.sum(-1)
@@ -133,7 +137,7 @@ class Iteration(nn.Module):
         inner: int = 2,
         turbo_damping: float = 0.7,
         step: float = 1.0,
-        lm: float = 1e-3,
+        lm: float = 1e-4,
         missing: float = 0.5,
         activity: float = 0.5,
         visibility: float = 0.8,
@@ -153,7 +157,12 @@ class Iteration(nn.Module):
         for name, value in positive.items():
             if not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} must be positive, got {value}")
-        shares = {"turbo_damping": turbo_damping, "activity": activity, "visibility": visibility, "free_activity": free_activity}
+        shares = {
+            "turbo_damping": turbo_damping,
+            "activity": activity,
+            "visibility": visibility,
+            "free_activity": free_activity,
+        }
         for name, value in shares.items():
             if not 0 < value < 1:
                 raise ConfigError(f"{name} must lie in (0, 1), got {value}")
@@ -191,7 +200,9 @@ class Iteration(nn.Module):
         new = self._at(state.proposal, state.power, problem)
         clipped = new.expectation.clipped
         if state.accepted is None:
-            return state._replace(accepted=new, power=new.expectation.power, clipped=clipped, rejected=torch.zeros_like(clipped))
+            return state._replace(
+                accepted=new, power=new.expectation.power, clipped=clipped, rejected=torch.zeros_like(clipped)
+            )
         keep = torch.isfinite(new.objective)
         if self.guard:
             keep = keep & (new.objective >= state.accepted.objective - self.tolerance)
@@ -199,7 +210,12 @@ class Iteration(nn.Module):
         accepted = select(keep, new, state.accepted)
         assert state.clipped is not None and state.rejected is not None
         return State(
-            state.proposal, accepted.expectation.power, damping, accepted, state.clipped + clipped, state.rejected + (~keep).long()
+            state.proposal,
+            accepted.expectation.power,
+            damping,
+            accepted,
+            state.clipped + clipped,
+            state.rejected + (~keep).long(),
         )
 
     def propose(self, state: State, problem: Problem) -> State:
@@ -237,7 +253,9 @@ class Iteration(nn.Module):
             self.factor("power_scale"),
         )
         missing = self.log_odds("missing").sigmoid()
-        system = normal_equations(geometry, posterior, gram, matched, basis, problem.noise_var * noise_scale, problem, missing)
+        system = normal_equations(
+            geometry, posterior, gram, matched, basis, problem.noise_var * noise_scale, problem, missing
+        )
         objective = posterior.log_evidence + m_step.log_prior(geometry, problem.precision, problem.prior_mean)
         return Evaluation(geometry, posterior, system, objective)
 
@@ -275,7 +293,9 @@ def normal_equations(
 def final_system(evaluation: Evaluation, problem: Problem) -> System:
     """Normal equations with the gains eliminated, at the nominal noise: the information that the result reports."""
     gram, matched, basis, _ = _products(evaluation.geometry, problem)
-    return normal_equations(evaluation.geometry, evaluation.expectation, gram, matched, basis, problem.noise_var, problem, 1.0)
+    return normal_equations(
+        evaluation.geometry, evaluation.expectation, gram, matched, basis, problem.noise_var, problem, 1.0
+    )
 
 
 def select(condition: Tensor, new: T, old: T) -> T:
@@ -286,5 +306,14 @@ def select(condition: Tensor, new: T, old: T) -> T:
     return type(new)(*(select(condition, a, b) for a, b in zip(new, old, strict=True)))  # type: ignore
 
 
-__all__ = ["Evaluation", "Iteration", "Problem", "State", "column_operator", "columns", "final_system", "prepare", "select"]
-
+__all__ = [
+    "Evaluation",
+    "Iteration",
+    "Problem",
+    "State",
+    "column_operator",
+    "columns",
+    "final_system",
+    "prepare",
+    "select",
+]

@@ -50,7 +50,9 @@ def path_gradient(gram: Tensor, matched: Tensor, mean: Tensor, covariance: Tenso
     return slope.real * (2.0 / noise_var)[..., None, None]
 
 
-def path_curvature(gram: Tensor, mean: Tensor, covariance: Tensor, noise_var: Tensor, missing: Tensor | float) -> Tensor:
+def path_curvature(
+    gram: Tensor, mean: Tensor, covariance: Tensor, noise_var: Tensor, missing: Tensor | float
+) -> Tensor:
     """`complete + missing * (marginal - complete)`, the curvature in psi of all paths of a station.
 
     Args:
@@ -73,7 +75,9 @@ def path_curvature(gram: Tensor, mean: Tensor, covariance: Tensor, noise_var: Te
     return curvature.real * (2.0 / noise_var)[..., None, None, None, None]
 
 
-def location_jacobian(direction: Tensor, basis: Tensor, station_leg: Tensor, user_direction: Tensor, mask: Tensor) -> Tensor:
+def location_jacobian(
+    direction: Tensor, basis: Tensor, station_leg: Tensor, user_direction: Tensor, mask: Tensor
+) -> Tensor:
     """d psi / d theta of the located columns.
 
     Args:

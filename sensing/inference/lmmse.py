@@ -22,7 +22,9 @@ class GaussianPosterior(NamedTuple):
     log_evidence: Tensor  # [* bs] ln p(y) up to terms that depend on y, s2 and m only
 
 
-def lmmse(gram: Tensor, matched: Tensor, noise_var: Tensor, deviation: Tensor, prior_mean: Tensor | None = None) -> GaussianPosterior:
+def lmmse(
+    gram: Tensor, matched: Tensor, noise_var: Tensor, deviation: Tensor, prior_mean: Tensor | None = None
+) -> GaussianPosterior:
     """Posterior of the gains under independent Gaussian priors.
 
     Args:

@@ -44,7 +44,9 @@ class Scales(NamedTuple):
 def natural_scales(deployment: Deployment) -> Scales:
     """Resolution in range and direction."""
     extent = (deployment.antenna_local.amax(0) - deployment.antenna_local.amin(0)).amax()
-    beam = torch.where(extent > 0, deployment.wavelength / extent.clamp(min=1e-3 * deployment.wavelength), extent.new_ones(()))
+    beam = torch.where(
+        extent > 0, deployment.wavelength / extent.clamp(min=1e-3 * deployment.wavelength), extent.new_ones(())
+    )
     # a single pilot has no bandwidth: its ambiguity-free range does not exist either
     metre = SPEED_OF_LIGHT / deployment.bandwidth if len(deployment.pilot_freq) > 1 else extent.new_ones(())
     return Scales(metre, beam.clamp(max=1.0))
@@ -155,7 +157,9 @@ def gradient_step(system: System) -> tuple[Tensor, Tensor]:
     """The paper's plain gradient, `gradient / L` with L the largest absolute row sum: an ascent step for sure, and a small one."""
     bound = system.curvature.abs().sum(-1).amax(-1, keepdim=True)
     free_bound = system.free_curvature.abs().sum(-1)
-    free = torch.where(free_bound > 0, system.free_gradient / torch.where(free_bound > 0, free_bound, torch.ones_like(free_bound)), 0.0)
+    free = torch.where(
+        free_bound > 0, system.free_gradient / torch.where(free_bound > 0, free_bound, torch.ones_like(free_bound)), 0.0
+    )
     return torch.where(bound > 0, system.gradient / torch.where(bound > 0, bound, torch.ones_like(bound)), 0.0), free
 
 
@@ -194,7 +198,9 @@ def _length(vector: Tensor) -> Tensor:
 
 def _shorten(length: Tensor, limit: Tensor) -> Tensor:
     """Factor min(1, limit / length)."""
-    return torch.where(length > limit, limit / torch.where(length > limit, length, torch.ones_like(length)), torch.ones_like(length))
+    return torch.where(
+        length > limit, limit / torch.where(length > limit, length, torch.ones_like(length)), torch.ones_like(length)
+    )
 
 
 def moved(geometry: Geometry, step: Tensor, free: Tensor, free_basis: Tensor) -> Geometry:

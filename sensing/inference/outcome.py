@@ -29,7 +29,10 @@ def covariances(evaluation: Evaluation, problem: Problem) -> Covariances:
     bs, nodes = geometry.offset_m.shape[-1], geometry.node_mask.shape[-1]
     factors = m_step.factorise(system, problem.scales, torch.zeros_like(evaluation.objective), m_step.VAGUE)
     eye = torch.eye(system.gradient.shape[-1], dtype=system.gradient.dtype, device=system.gradient.device)
-    white = torch.linalg.solve_triangular(factors.chol, eye.expand(factors.chol.shape), upper=False) * factors.scale[..., None, :]
+    white = (
+        torch.linalg.solve_triangular(factors.chol, eye.expand(factors.chol.shape), upper=False)
+        * factors.scale[..., None, :]
+    )
     full = white.mT @ white
     at = 3 + bs
     blocks = full[..., at:, at:].unflatten(-1, (nodes, 3)).unflatten(-3, (nodes, 3))
@@ -47,7 +50,9 @@ def _free_covariance(geometry: Geometry, problem: Problem, factors: m_step.Facto
     bs, free = geometry.free_mask.shape[-2:]
     k, radius = direction_and_range(position, problem.deployment.bs_position[:, None, :])
     g, _ = direction_and_range(position, geometry.ue_position[..., None, None, :])
-    along = (geometry.free_direction / (1.0 + (k * g).sum(-1)).clamp(min=LEAST_SLOPE)[..., None])[..., None]  # [* bs free xyz 1]
+    along = (geometry.free_direction / (1.0 + (k * g).sum(-1)).clamp(min=LEAST_SLOPE)[..., None])[
+        ..., None
+    ]  # [* bs free xyz 1]
     tangents = radius[..., None, None] * m_step.free_tangents(geometry)
     lever = torch.cat([along, tangents - along * (g[..., None, :] @ tangents)], -1)  # [* bs free xyz psi]
     # psi = -slope theta + independent part, in the units of the unscaled problem
@@ -93,7 +98,11 @@ def to_estimate(evaluation: Evaluation, problem: Problem) -> Estimate:
     probability = posterior.probability * mask
     gain = posterior.mean * mask
     exists = torch.cat(
-        [geometry.node_mask & (posterior.node_log_odds > 0), (valid & (posterior.log_odds[..., nodes:] > 0)).flatten(-2)], -1
+        [
+            geometry.node_mask & (posterior.node_log_odds > 0),
+            (valid & (posterior.log_odds[..., nodes:] > 0)).flatten(-2),
+        ],
+        -1,
     )
     operator = column_operator(geometry, problem.deployment)
     return Estimate(

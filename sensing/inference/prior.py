@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+
 class SupportPrior(NamedTuple):
     """Log-odds of the three Bernoulli layers, [] each (or broadcastable: [* node], [* bs node], [* bs free])."""
 
@@ -41,7 +42,9 @@ class SupportPosterior(NamedTuple):
         return self.log_odds.sigmoid()
 
 
-def support_posterior(r: Tensor, variance: Tensor, power: Tensor, prior: SupportPrior, mask: Tensor, num_nodes: int) -> SupportPosterior:
+def support_posterior(
+    r: Tensor, variance: Tensor, power: Tensor, prior: SupportPrior, mask: Tensor, num_nodes: int
+) -> SupportPosterior:
     """Moments of the gains given `r = x + CN(0, variance)`.
 
     Args:

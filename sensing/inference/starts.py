@@ -53,12 +53,17 @@ def perturbed_start(
         raise DomainError(f"rngs must hold one generator per scene ({count}), got {len(rngs)}")
     device = scene.ue_position.device
     region = _region(deployment)
-    draws = [(rng.standard_normal((2, 3 + bs + 3 * points)), rng.uniform(*region, (ghosts, 3)), rng.random((ghosts, bs))) for rng in rngs]
+    draws = [
+        (rng.standard_normal((2, 3 + bs + 3 * points)), rng.uniform(*region, (ghosts, 3)), rng.random((ghosts, bs)))
+        for rng in rngs
+    ]
     unit, ghost, order = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*draws, strict=True))
 
     root = _root(covariance)
     amplitude = torch.as_tensor(amplitude, dtype=root.dtype, device=device)
-    theta = torch.cat([scene.ue_position, SPEED_OF_LIGHT * scene.clock_offset, scene.scatterer_position.flatten(-2)], -1)
+    theta = torch.cat(
+        [scene.ue_position, SPEED_OF_LIGHT * scene.clock_offset, scene.scatterer_position.flatten(-2)], -1
+    )
     shift = amplitude[..., None] * (root @ unit[:, 0, :, None])[..., 0] + jitter_m * unit[:, 1]
     longest = torch.as_tensor(SPEED_OF_LIGHT / deployment.bandwidth if longest_m is None else longest_m)
     moves = shift[:, 3 + bs :].unflatten(-1, (points, 3))
@@ -104,5 +109,7 @@ def _compact(present: Tensor) -> tuple[Tensor, Tensor]:
 def _region(deployment: Deployment) -> tuple[np.ndarray, np.ndarray]:
     """Box for the ghosts: the region of interest, else the box of the stations."""
     box = deployment.region
-    low, high = (box[0], box[1]) if box is not None else (deployment.bs_position.amin(0), deployment.bs_position.amax(0))
+    low, high = (
+        (box[0], box[1]) if box is not None else (deployment.bs_position.amin(0), deployment.bs_position.amax(0))
+    )
     return low.cpu().numpy(), high.cpu().numpy()

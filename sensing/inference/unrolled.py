@@ -37,7 +37,12 @@ class Unrolled(nn.Module):
     """
 
     def __init__(
-        self, num_iterations: int = 8, tied: bool = True, polish: int = 0, dtype: torch.dtype | str = "complex128", **settings: Any
+        self,
+        num_iterations: int = 8,
+        tied: bool = True,
+        polish: int = 0,
+        dtype: torch.dtype | str = "complex128",
+        **settings: Any,
     ) -> None:
         super().__init__()
         if num_iterations < 1 or polish < 0:
@@ -50,7 +55,9 @@ class Unrolled(nn.Module):
         per_layer = {k: v for k, v in settings.items() if isinstance(v, Sequence) and not isinstance(v, str)}
         for name, values in per_layer.items():
             if tied or len(values) != num_iterations:
-                raise ConfigError(f"{name} must be one value, or {num_iterations} values if untied, got {list(values)}, tied={tied}")
+                raise ConfigError(
+                    f"{name} must be one value, or {num_iterations} values if untied, got {list(values)}, tied={tied}"
+                )
         self.layers = nn.ModuleList(
             Iteration(**(settings | {name: values[t] for name, values in per_layer.items()}))
             for t in range(1 if tied else num_iterations)
@@ -58,7 +65,9 @@ class Unrolled(nn.Module):
         base = {name: values[-1] if name in per_layer else values for name, values in settings.items()}
         self.polisher = Iteration(**(base | {"missing": 1.0, "step": 1.0})).requires_grad_(False) if polish else None
 
-    def forward(self, observation: Observation, deployment: Deployment, geometry: Geometry, history: bool = False) -> Refined:
+    def forward(
+        self, observation: Observation, deployment: Deployment, geometry: Geometry, history: bool = False
+    ) -> Refined:
         """Refine a geometry.
 
         Args:
@@ -81,6 +90,12 @@ class Unrolled(nn.Module):
         assert state.clipped is not None and state.rejected is not None
         final = _accepted(state)
         return Refined(final, [*seen, final] if history else [], problem, state.clipped, state.rejected)
+
+    def evaluate_at(self, observation: Observation, deployment: Deployment, geometry: Geometry) -> Evaluation:
+        """E-step at a geometry without moving it."""
+        problem, state = prepare(observation, deployment, geometry, self.dtype)
+        last = self.polisher if self.polisher is not None else self.layers[-1]
+        return _accepted(last.evaluate(state, problem))  # type: ignore[operator]
 
 
 def _accepted(state: State) -> Evaluation:
