@@ -32,6 +32,7 @@ def hall(num_shared: int = 8) -> Simulator:
 
 def score(paths: PathEstimates, example: Example, deployment: Deployment) -> dict[str, float]:
     """Match every true path to the nearest estimate in units of the bound and count."""
+    assert example.scene is not None
     truth = scene_paths(example.scene, deployment)
     range_m, gain = truth.delay * SPEED_OF_LIGHT, truth.gain * truth.mask
     gram = extended_operator(range_m, truth.direction, deployment, truth.mask).gram()

@@ -26,7 +26,9 @@ def deployment_with(array: torch.Tensor = UPA, pilots: torch.Tensor = PILOTS, st
     return build_deployment(position, array, pilots, 28e9, 1e-8, target=[20.0, 20.0, 2.0], tilt=True)
 
 
-def random_paths(deployment: Deployment, num: int, generator: torch.Generator, batch: int = 1, spread: float = 0.6) -> Paths:
+def random_paths(
+    deployment: Deployment, num: int, generator: torch.Generator, batch: int = 1, spread: float = 0.6
+) -> Paths:
     """Paths in front of every station, unit modulus gains."""
     shape = (batch, len(deployment.bs_position), num)
     uniform = torch.rand(*shape, 4, dtype=torch.float64, generator=generator)
@@ -43,7 +45,9 @@ def random_paths(deployment: Deployment, num: int, generator: torch.Generator, b
 def observed(paths: Paths, deployment: Deployment, noise_var: float, generator: torch.Generator) -> Observation:
     clean = channel_response(paths, deployment)
     noise = torch.randn(clean.shape, dtype=clean.dtype, generator=generator)
-    return Observation(clean + math.sqrt(noise_var) * noise, torch.full(clean.shape[:-2], noise_var, dtype=torch.float64))
+    return Observation(
+        clean + math.sqrt(noise_var) * noise, torch.full(clean.shape[:-2], noise_var, dtype=torch.float64)
+    )
 
 
 def whitened_errors(found: PathEstimates, paths: Paths, deployment: Deployment) -> torch.Tensor:
@@ -97,10 +101,13 @@ def test_linear_array_finds_range_and_cosine_and_reports_the_rest_as_unknown():
         cosine = ((found.direction - paths.direction[..., truth, None, :]) * axis).sum(-1).abs()
         assert (gap + 10.0 * cosine).masked_fill(~found.mask, math.inf).amin(-1).max() < 0.2
     largest = torch.linalg.eigvalsh(found.covariance[..., 1:, 1:])[..., -1][found.mask]
-    assert (largest > 0.9).all() and (largest < 1.1).all()
+    assert (largest > 0.9).all()
+    assert (largest < 1.1).all()
 
 
-@pytest.mark.parametrize(("array", "pilots"), [(arrays.upa(1, 1), PILOTS), (UPA, PILOTS[:1]), (arrays.upa(1, 1), PILOTS[:1])])
+@pytest.mark.parametrize(
+    ("array", "pilots"), [(arrays.upa(1, 1), PILOTS), (UPA, PILOTS[:1]), (arrays.upa(1, 1), PILOTS[:1])]
+)
 def test_degenerate_hardware_gives_finite_output(array, pilots):
     deployment, generator = deployment_with(array, pilots), torch.Generator().manual_seed(5)
     found = PathDetector()(observed(random_paths(deployment, 2, generator, 3), deployment, 1e-3, generator), deployment)
@@ -115,7 +122,8 @@ def test_two_paths_closer_than_the_resolution():
     paths = Paths(*(torch.cat([field, field], -2 if field.ndim == 4 else -1) for field in first))
     paths = paths._replace(delay=paths.delay + torch.tensor([0.0, 1e-11], dtype=torch.float64))
     found = PathDetector()(observed(paths, deployment, 0.01, generator), deployment)
-    assert found.mask.any(-1).all() and found.mask.sum(-1).max() <= 2
+    assert found.mask.any(-1).all()
+    assert found.mask.sum(-1).max() <= 2
     assert torch.isfinite(found.covariance).all()
 
 
@@ -140,7 +148,8 @@ def test_periodogram_peak_against_a_loop():
                         total = total + complex(residual[m, s]) * complex(math.cos(phase), -math.sin(phase))
                 if abs(total) > best:
                     best, where = abs(total), (r, k)
-        assert torch.equal(range_m[n], where[0]) and torch.equal(direction[n], where[1])
+        assert torch.equal(range_m[n], where[0])
+        assert torch.equal(direction[n], where[1])
 
 
 @pytest.mark.parametrize("array", [UPA, arrays.ula(16)])
@@ -156,8 +165,10 @@ def test_nothing_detected():
     deployment = deployment_with()
     y = 1e-3 * torch.ones(3, 2, 36, 32, dtype=torch.complex128)
     found = PathDetector()(Observation(y, torch.ones(3, 2)), deployment)
-    assert found.mask.shape == (3, 2, 1) and not found.mask.any()
-    assert not found.covariance.any() and not found.gain.any()
+    assert found.mask.shape == (3, 2, 1)
+    assert not found.mask.any()
+    assert not found.covariance.any()
+    assert not found.gain.any()
     assert torch.allclose(found.direction, deployment.boresight[:, None].expand(3, 2, 1, 3))
 
 
@@ -177,7 +188,8 @@ def test_scale_equivariance_and_batch_invariance():
     for i in range(6):
         single = detector(Observation(observation.y[i], observation.noise_var[i]), deployment)
         width = single.mask.shape[-1]
-        assert torch.equal(single.mask, found.mask[i, :, :width]) and not found.mask[i, :, width:].any()
+        assert torch.equal(single.mask, found.mask[i, :, :width])
+        assert not found.mask[i, :, width:].any()
         assert torch.allclose(single.range_m, found.range_m[i, :, :width], atol=1e-8)
         assert torch.allclose(single.gain, found.gain[i, :, :width], atol=1e-8)
         assert torch.allclose(single.covariance, found.covariance[i, :, :width], rtol=1e-6)

@@ -38,6 +38,7 @@ class PathDetector:
         polish_steps: Levenberg-Marquardt steps of a new path alone, before it is tested.
         newton_steps: steps of all paths together, after each new one.
         final_steps: most steps of all paths together, at the end.
+        trial_steps: steps of the other paths when one is left out on trial.
         search_dtype: complex type of the periodogram; the refinement is always double.
     """
 
@@ -46,24 +47,26 @@ class PathDetector:
         false_alarm: float = 1e-2,
         max_paths: int = 24,
         oversampling: float = 2.0,
-        polish_steps: int = 3,
+        polish_steps: int = 2,
         newton_steps: int = 2,
         final_steps: int = 20,
+        trial_steps: int = 6,
         search_dtype: str = "complex64",
     ) -> None:
         if not 0 < false_alarm < 1:
             raise ConfigError(f"false_alarm must be in (0, 1), got {false_alarm}")
-        if max_paths < 1 or not oversampling >= 1 or min(polish_steps, newton_steps, final_steps) < 0:
+        steps = (polish_steps, newton_steps, final_steps, trial_steps)
+        if max_paths < 1 or not oversampling >= 1 or min(steps) < 0:
             raise ConfigError(
                 "a path detector needs max_paths >= 1, oversampling >= 1 and steps >= 0, got "
-                f"{max_paths}, {oversampling}, {(polish_steps, newton_steps, final_steps)}"
+                f"{max_paths}, {oversampling}, {steps}"
             )
         if search_dtype not in ("complex64", "complex128"):
             raise ConfigError(f"search_dtype must be complex64 or complex128, got {search_dtype!r}")
         self.false_alarm, self.max_paths, self.oversampling = false_alarm, max_paths, oversampling
-        self.polish_steps, self.newton_steps, self.final_steps = polish_steps, newton_steps, final_steps
+        self.polish_steps, self.newton_steps = polish_steps, newton_steps
+        self.final_steps, self.trial_steps = final_steps, trial_steps
         self.search_dtype = search_dtype
-        self.trial_steps = 6
         self.tolerance = 1e-6  # of the log-likelihood: estimates within 1e-3 of a standard deviation of the maximum
 
     @torch.no_grad()
@@ -159,7 +162,7 @@ def _coherence(fit: Fit, local: Deployment) -> Tensor:
 
 
 def _collect(found: list[tuple[Tensor, Fit, Tensor]], sigma: Tensor, deployment: Deployment) -> PathEstimates:
-    """Scatter groups (snapshots, fit, tangential covariance) into masked tensors in global axes, strongest path first."""
+    """Scatter groups (snapshots, fit, tangential covariance) into masked tensors in global axes, strongest first."""
     path = max((fit.gain.shape[-1] for _, fit, _ in found), default=1)
     station = torch.arange(sigma.numel(), device=sigma.device) % sigma.shape[-1]
     range_m = sigma.new_zeros(sigma.numel(), path)

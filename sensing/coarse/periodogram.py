@@ -1,9 +1,9 @@
 """Search grid over direction and range, and the periodogram of what a set of paths leaves unexplained.
 
-The periodogram of a snapshot R is `|a(k)^H R d(r)^*|^2 / (ant * sc)` over unit directions k and ranges r. The snapshot is
-correlated with the grid once; the correlation of a path is the product of two short vectors, so that the periodogram of a
-residual costs a rank-L update. Every array is treated alike through the principal axes of its elements: a point has no
-direction, a line resolves one cosine, a plane two (on one side of it), anything else the whole sphere.
+The periodogram of a snapshot R is `|a(k)^H R d(r)^*|^2 / (ant * sc)` over unit directions k and ranges r. The snapshot
+is correlated with the grid once; the correlation of a path is the product of two short vectors, so that the periodogram
+of a residual costs a rank-L update. Every array is treated alike through the principal axes of its elements: a point
+has no direction, a line resolves one cosine, a plane two (on one side of it), anything else the whole sphere.
 """
 
 import math
@@ -132,10 +132,12 @@ def correlate(y: Tensor, grid: SearchGrid) -> Tensor:
     return torch.cat([correlation.real, correlation.imag], -1)
 
 
-def residual_peak(correlation: Tensor, steering: Tensor, delay: Tensor, gain: Tensor, grid: SearchGrid) -> tuple[Tensor, Tensor]:
+def residual_peak(
+    correlation: Tensor, steering: Tensor, delay: Tensor, gain: Tensor, grid: SearchGrid
+) -> tuple[Tensor, Tensor]:
     """Grid point of the largest periodogram of the residual `y - Phi gain`.
 
-    The complex product is formed as a real one, half the work of squaring lies in contiguous memory.
+    Real and imaginary parts lie apart, so that all work on the full grid is on contiguous real numbers.
 
     Args:
         correlation: [n dir 2*rng] of y, from `correlate`.

@@ -1,10 +1,10 @@
 """Maximum likelihood refinement of the paths of snapshots by Levenberg-Marquardt with the complex gains eliminated.
 
 With unit noise the negative log-likelihood of range and direction of all paths, the gains put at their best, is
-`|y|^2 - b^H G^-1 b` with `b = Phi^H y`, `G = Phi^H Phi` (variable projection; Golub and Pereyra, SIAM J. Numer. Anal. 10,
-1973). Its gradient and its Gauss-Newton matrix, the Fisher information, follow from the Gram matrix and the moments of
-the extended operator, so that no residual of length ant * sc is formed. Snapshots carry an axis bs of size one: each is
-the only station, in its own frame.
+`|y|^2 - b^H G^-1 b` with `b = Phi^H y`, `G = Phi^H Phi` (variable projection; Golub and Pereyra, SIAM J. Numer. Anal.
+10, 1973). Its gradient and its Gauss-Newton matrix, the Fisher information, follow from the Gram matrix and the moments
+of the extended operator, so that no residual of length ant * sc is formed. Snapshots carry an axis bs of size one: each
+is the only station, in its own frame.
 """
 
 from typing import NamedTuple
@@ -124,7 +124,11 @@ class Refiner:
         diagonal = fit.information.diagonal(dim1=-2, dim2=-1)
         prior = self.prior.repeat(fit.gain.shape[-1])
         ridge = (damping[..., None] + _MIN_DAMPING) * diagonal + prior
-        return torch.linalg.cholesky(fit.information + torch.diag_embed(ridge))
+        factor, failed = torch.linalg.cholesky_ex(fit.information + torch.diag_embed(ridge))
+        if bool(failed.any()):  # paths that coincide to rounding: damped like a rejected step rather than refused
+            ridge = torch.where(failed[..., None] > 0, ridge + 1e-6 * diagonal, ridge)
+            factor = torch.linalg.cholesky_ex(fit.information + torch.diag_embed(ridge)).L
+        return factor
 
 
 def _like(flag: Tensor, tensor: Tensor) -> Tensor:
