@@ -62,6 +62,6 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        widest = 0.7 + 0.09 * max(map(len, entries))  # [inch]: handle and text
+        widest = 0.7 + 0.08 * max(map(len, entries))  # [inch]: handle and text
         columns = max(1, min(len(entries), int(figure.get_figwidth() / widest)))
         figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
