@@ -19,7 +19,7 @@ LAYERS = [
     "data",
     "evaluation",
     "learning",
-    "options runs",
+    "options preflight runs",
     "cli",
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
