@@ -1,11 +1,12 @@
-"""Checks of a whole configuration, the first thing that a command does. They see plain dictionaries, no Hydra."""
+"""Checks of a whole configuration, the first thing that a command does.
+
+They see plain dictionaries and import nothing heavy, so that a mistake is answered in a second.
+"""
 
 from pathlib import Path
 
-import torch
-
 from sensing import options
-from sensing.errors import CheckpointError, ConfigError
+from sensing.errors import ConfigError
 
 
 def check_evaluation(config: options.Config) -> Path | None:
@@ -13,6 +14,7 @@ def check_evaluation(config: options.Config) -> Path | None:
     _check_command(config, "evaluate", needed="available")
     options.names(config, "estimators", options.lookup(config, "available") or {})
     options.existing_file(config, "checkpoint", optional=True)
+    _check_threads(config)
     options.integer(config, "eval.batch_size", low=1)
     if options.choice(config, "data.source", ["synthetic", "file"]) == "file":
         return options.existing_file(config, "data.path")
@@ -28,6 +30,7 @@ def check_training(config: options.Config) -> None:
     _check_command(config, "train", needed="trainer")
     check_scene(config)
     options.existing_file(config, "ckpt_path", optional=True)
+    _check_threads(config)
     options.integer(config, "trainer.max_epochs", low=-1)
     options.positive(config, "optimizer.lr")
     options.choice(config, "trainer.precision", [32, "32", "32-true"])
@@ -53,25 +56,14 @@ def check_scene(config: options.Config) -> None:
         options.positive(config, drawn, allow_zero=True)
 
 
-def check_resume(path: str, learner: torch.nn.Module) -> None:
-    """Raise CheckpointError unless the file is a checkpoint of a model with the same parameters."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # whatever torch raises, depending on what is broken
-        raise CheckpointError(f"ckpt_path must be a checkpoint of train.py, got {path}: {error}") from error
-    wanted = {name: list(value.shape) for name, value in learner.state_dict().items()}
-    found = {name: list(value.shape) for name, value in state.items()}
-    if found != wanted:
-        name = next(key for key in [*wanted, *found] if wanted.get(key) != found.get(key))
-        raise CheckpointError(
-            f"ckpt_path must belong to the configured estimator: {name} is {wanted.get(name, 'absent')} there, "
-            f"got {found.get(name, 'absent')} in {path}"
-        )
-
-
 def _check_command(config: options.Config, command: str, needed: str) -> None:
     """An experiment of one command given to the other leaves a configuration that lacks the other's groups."""
     if needed not in config or ("available" in config) == ("trainer" in config):
         raise ConfigError(
             f"{command}.py must get a configuration of conf/{command}.yaml, got the keys {sorted(config)}"
         )
+
+
+def _check_threads(config: options.Config) -> None:
+    if options.lookup(config, "torch_threads") is not None:
+        options.integer(config, "torch_threads", low=1)

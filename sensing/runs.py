@@ -20,12 +20,12 @@ from rich.table import Table
 
 from sensing import options
 from sensing.containers import Deployment
-from sensing.errors import ConfigError, SensingError
+from sensing.errors import CheckpointError, ConfigError, SensingError
 from sensing.evaluation.files import evaluate_file
 from sensing.evaluation.output import write_evaluation
 from sensing.evaluation.summary import print_summary
 from sensing.evaluation.sweep import run_sweep
-from sensing.preflight import check_evaluation, check_resume, check_scene, check_training
+from sensing.preflight import check_evaluation, check_scene, check_training
 from sensing.simulation import Simulator
 
 
@@ -204,6 +204,22 @@ def build_trainer(config: DictConfig) -> Any:
     return make(config.trainer, "trainer", callbacks=callbacks, logger=loggers or False)
 
 
+def check_resume(path: str, learner: torch.nn.Module) -> None:
+    """Raise CheckpointError unless the file is a checkpoint of a model with the same parameters."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # whatever torch raises, depending on what is broken
+        raise CheckpointError(f"ckpt_path must be a checkpoint of train.py, got {path}: {error}") from error
+    wanted = {name: list(value.shape) for name, value in learner.state_dict().items()}
+    found = {name: list(value.shape) for name, value in state.items()}
+    if found != wanted:
+        name = next(key for key in [*wanted, *found] if wanted.get(key) != found.get(key))
+        raise CheckpointError(
+            f"ckpt_path must belong to the configured estimator: {name} is {wanted.get(name, 'absent')} there, "
+            f"got {found.get(name, 'absent')} in {path}"
+        )
+
+
 def print_comparison(before: Mapping[str, float], after: Mapping[str, float]) -> None:
     """Print the validation metrics of the untrained and of the trained estimator, side by side."""
     table = Table(title="validation scenes, untrained against trained", title_justify="left")
@@ -232,8 +248,8 @@ def _quiet_lightning() -> None:
 
 
 def _set_threads(config: options.Config) -> None:
-    if options.lookup(config, "torch_threads") is not None:
-        torch.set_num_threads(options.integer(config, "torch_threads", low=1))
+    if config["torch_threads"] is not None:
+        torch.set_num_threads(config["torch_threads"])
 
 
 def _bandwidth(config: DictConfig) -> float:

@@ -160,7 +160,7 @@ def test_every_experiment_and_sweep_composes_by_the_command_in_its_header(path):
         if launcher and importlib.util.find_spec(PLUGINS[launcher[1]]) is None:
             pytest.skip(f"the launcher {launcher[1]} is not installed")
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose(script.removesuffix(".py"), ["output_dir=x", *overrides], return_hydra_config=True)
+            config = compose(script.removesuffix(".py"), ["output_dir=x", *overrides])
         assert config.name not in COMMANDS, "an experiment's results go to a folder of its name"
         check = preflight.check_training if script == "train.py" else preflight.check_evaluation
         if OmegaConf.select(config, "data.path") is None:

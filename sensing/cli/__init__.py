@@ -10,6 +10,7 @@ from typing import Any
 
 import hydra
 from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
 
 from sensing.errors import SensingError
 
@@ -27,9 +28,10 @@ def conf_dir() -> str:
     raise FileNotFoundError(f"no conf/train.yaml in {package} or next to it: the installation of sensing is incomplete")
 
 
-def run_command(config_name: str, task: Callable[[Any], Any]) -> None:
+def run_command(config_name: str, task: Callable[[Any], Any], check: Callable[[Any], Any]) -> None:
     """Run `task(config)` under Hydra, with the arguments of the command line.
 
+    `check` sees the configuration as plain containers first, before `task` imports what takes seconds.
     An error that the package raises on purpose ends the command with its message and exit code 1; HYDRA_FULL_ERROR=1
     shows the traceback. In a sweep the other jobs still run.
     """
@@ -38,6 +40,7 @@ def run_command(config_name: str, task: Callable[[Any], Any]) -> None:
     def job(config: Any) -> Any:
         logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Hydra shows INFO of every library
         try:
+            check(OmegaConf.to_container(config, resolve=True))
             return task(config)
         except SensingError as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sensing.cli import run_command
+from sensing.preflight import check_evaluation
 
 
 def task(config: Any) -> dict[str, str]:
@@ -14,7 +15,7 @@ def task(config: Any) -> dict[str, str]:
 
 def main() -> None:
     """Entry point of the console script and of evaluate.py."""
-    run_command("evaluate", task)
+    run_command("evaluate", task, check_evaluation)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sensing.cli import run_command
+from sensing.preflight import check_training
 
 
 def task(config: Any) -> float:
@@ -14,7 +15,7 @@ def task(config: Any) -> float:
 
 def main() -> None:
     """Entry point of the console script and of train.py."""
-    run_command("train", task)
+    run_command("train", task, check_training)
 
 
 if __name__ == "__main__":
