@@ -1,5 +1,7 @@
 """The unrolled iterations: neutral corrections, symmetries, gradients, and that they reach the bound."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -61,7 +63,8 @@ def test_every_correction_acts(hall_hard, two):
     refined = net(example.observation, hall_hard.deployment, geometry)
     (refined.final.geometry.ue_position.sum() + refined.final.expectation.mean.abs().square().sum()).backward()
     for name, parameter in net.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad) and parameter.grad != 0, name
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad) & (parameter.grad != 0), name
 
 
 @pytest.mark.parametrize("kind", ["gauss_newton", "gradient"])
@@ -82,13 +85,9 @@ def test_batch_equals_singles(hall_hard, two):
     net = scramble(Unrolled(2, tied=False))
     with torch.no_grad():
         both = outputs(net(example.observation, hall_hard.deployment, geometry))
-        for i in range(2):
-            single = net(
-                *(map_tensors(x, lambda t: t[i]) for x in (example.observation,)),
-                hall_hard.deployment,
-                map_tensors(geometry, lambda t: t[i]),
-            )
-            assert_same(map_tensors(both, lambda t: t[i]), outputs(single), rtol=1e-6, atol=1e-8)
+        for pick in (partial(torch.select, dim=0, index=i) for i in range(2)):
+            single = net(map_tensors(example.observation, pick), hall_hard.deployment, map_tensors(geometry, pick))
+            assert_same(map_tensors(both, pick), outputs(single), rtol=1e-6, atol=1e-8)
 
 
 def test_order_of_stations_and_nodes_does_not_matter(hall_hard, two):
@@ -102,9 +101,15 @@ def test_order_of_stations_and_nodes_does_not_matter(hall_hard, two):
         y=example.observation.y[:, q], noise_var=example.observation.noise_var[:, q]
     )
     mixed = Geometry(
-        geometry.ue_position, geometry.offset_m[:, q], geometry.node_position[:, k], geometry.node_mask[:, k],
-        geometry.member[:, q][:, :, k], geometry.free_range_m[:, q], geometry.free_direction[:, q], geometry.free_mask[:, q],
-    )  # fmt: skip
+        ue_position=geometry.ue_position,
+        offset_m=geometry.offset_m[:, q],
+        node_position=geometry.node_position[:, k],
+        node_mask=geometry.node_mask[:, k],
+        member=geometry.member[:, q][:, :, k],
+        free_range_m=geometry.free_range_m[:, q],
+        free_direction=geometry.free_direction[:, q],
+        free_mask=geometry.free_mask[:, q],
+    )
     with torch.no_grad():
         a = outputs(net(example.observation, deployment, geometry))
         b = outputs(net(observation, turned, mixed))
@@ -117,7 +122,7 @@ def test_order_of_stations_and_nodes_does_not_matter(hall_hard, two):
 
 
 def test_gradcheck_of_one_layer(tiny):
-    example, geometry, _ = start(tiny, [0, 1], amplitude=1.0)
+    example, geometry, _ = start(tiny, [0, 1], snr_db=0.0, amplitude=1.0)
     layer = scramble(Iteration(guard=False))
     names = [name for name, _ in layer.named_parameters()]
 
@@ -128,11 +133,11 @@ def test_gradcheck_of_one_layer(tiny):
         return g.ue_position, g.offset_m, g.node_position, g.free_range_m, g.free_direction, state.power
 
     values = [parameter.detach().clone().requires_grad_() for parameter in layer.parameters()]
-    assert torch.autograd.gradcheck(proposal, values, rtol=1e-4, atol=1e-7)
+    assert torch.autograd.gradcheck(proposal, values, eps=1e-5, rtol=1e-4, atol=1e-7)
 
 
 def test_no_nan_gradient_with_padding_and_an_empty_station(hall_hard, two):
-    example, geometry, bound = two
+    example, geometry, _ = two
     node_mask, free_mask = geometry.node_mask.clone(), geometry.free_mask.clone()
     node_mask[0], free_mask[0], free_mask[1, 2] = False, False, False
     geometry = geometry._replace(node_mask=node_mask, free_mask=free_mask, member=geometry.member & node_mask[:, None])
@@ -149,11 +154,9 @@ def test_no_nan_gradient_with_padding_and_an_empty_station(hall_hard, two):
     assert torch.isfinite(position.grad).all()
     assert all(parameter.grad is not None and torch.isfinite(parameter.grad) for parameter in net.parameters())
     # a scene without any column: nothing moves but towards the priors, and the covariance says so
-    assert (
-        (estimate.channel[0] == 0).all()
-        and (estimate.covariance[0, 0, 0] > 1e4)
-        and torch.isfinite(estimate.covariance).all()
-    )
+    assert (estimate.channel[0] == 0).all()
+    assert estimate.covariance[0, 0, 0] > 1e4
+    assert torch.isfinite(estimate.covariance).all()
 
 
 def test_without_free_paths_or_nodes(hall_hard, two):
@@ -168,8 +171,8 @@ def test_without_free_paths_or_nodes(hall_hard, two):
         node_mask=geometry.node_mask[:, :0],
         member=geometry.member[..., :0],
     )
-    for partial in (no_free, no_node):
-        estimate = outputs(Unrolled(2)(example.observation, hall_hard.deployment, partial))
+    for reduced in (no_free, no_node):
+        estimate = outputs(Unrolled(2)(example.observation, hall_hard.deployment, reduced))
         assert all(
             field is None or torch.isfinite(torch.view_as_real(field) if field.is_complex() else field).all()
             for field in estimate
@@ -182,7 +185,8 @@ def test_guard_never_lowers_the_objective(hall_hard, two):
         wild = Unrolled(6, step=6.0, cap=3.0, tolerance=1e-9)
         history = wild(example.observation, hall_hard.deployment, geometry, history=True)
     objective = torch.stack([e.objective for e in history.history])
-    assert (objective.diff(dim=0) >= -1e-6).all() and (history.rejected > 0).any()
+    assert (objective.diff(dim=0) >= -1e-6).all()
+    assert (history.rejected > 0).any()
 
 
 def test_reaches_the_bound_from_a_perturbed_start(hall_hard):
@@ -192,7 +196,8 @@ def test_reaches_the_bound_from_a_perturbed_start(hall_hard):
         estimate = outputs(refined)
     error = estimate.ue_position - example.scene.ue_position
     ratio = error.norm(dim=-1) / bound.ue_position_m
-    assert (ratio < 3).double().mean() >= 0.95 and ratio.square().mean().sqrt() < 1.3
+    assert (ratio < 3).double().mean() >= 0.95
+    assert ratio.square().mean().sqrt() < 1.3
     # the covariance reported is the bound's at the estimate, and the errors are consistent with it
     reported = estimate.covariance[:, :3, :3]
     spread = reported.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt() / bound.ue_position_m

@@ -1,8 +1,8 @@
 """One iteration: E-step at the proposed geometry, accept or reject it, M-step to the next proposal.
 
-The log evidence (gains integrated out) plus the log prior is the objective. A proposal that lowers it is dropped: the step is
-taken again from the last accepted geometry with more Levenberg-Marquardt damping, which costs no further evaluation, because its
-normal equations travel in the state. Everything is selected with `torch.where`, hence differentiable.
+The log evidence (gains integrated out) plus the log prior is the objective. A proposal that lowers it is dropped: the
+step is taken again from the last accepted geometry with more Levenberg-Marquardt damping, which costs no further
+evaluation, because its normal equations travel in the state. All is selected with `torch.where`, hence differentiable.
 
 Every learned quantity is a correction of a configured base value and neutral at zero: `base * exp(delta)` or
 `sigmoid(logit(base) + delta)`.
@@ -116,8 +116,8 @@ class Iteration(nn.Module):
         turbo_damping: share of the new message in the turbo loop, in (0, 1).
         step: relaxation factor of the M-step.
         lm: Levenberg-Marquardt damping relative to the diagonal of the curvature.
-        missing: weight of the missing information in the curvature: 0 is EM, 1 eliminates the gains; both ends are exact and
-            not learned, as sigmoid(+-inf + delta) does not move.
+        missing: weight of the missing information in the curvature: 0 is EM, 1 eliminates the gains; both ends are
+            exact and not learned, as sigmoid(+-inf + delta) does not move.
         activity: prior probability that a located node exists.
         visibility: prior probability that a station sees a node.
         free_activity: prior probability that a free path exists.
@@ -208,7 +208,8 @@ class Iteration(nn.Module):
             keep = keep & (new.objective >= state.accepted.objective - self.tolerance)
         damping = torch.where(keep, state.damping * ACCEPTED, state.damping * REJECTED).clamp(1.0, MOST_DAMPED)
         accepted = select(keep, new, state.accepted)
-        assert state.clipped is not None and state.rejected is not None
+        assert state.clipped is not None
+        assert state.rejected is not None
         return State(
             state.proposal,
             accepted.expectation.power,
@@ -261,7 +262,7 @@ class Iteration(nn.Module):
 
 
 def _products(geometry: Geometry, problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Extended Gram [* bs col 4 col 4], `rmatvec(y)` [* bs col 4] in double, tangents [* bs col xyz 2], mask [* bs col]."""
+    """Gram [* bs col 4 col 4] and `rmatvec(y)` [* bs col 4] in double, tangents [* bs col xyz 2], mask [* bs col]."""
     range_m, direction, mask = columns(geometry, problem.deployment)
     basis = tangent_basis(direction)
     operator = extended_operator(range_m, direction, problem.deployment, mask, basis, problem.y.dtype)
@@ -302,7 +303,7 @@ def select(condition: Tensor, new: T, old: T) -> T:
     """`torch.where` over all tensors of a nested NamedTuple; the condition has the batch axes [*]."""
     if isinstance(new, Tensor):
         assert isinstance(old, Tensor)
-        return torch.where(condition.reshape(condition.shape + (1,) * (new.ndim - condition.ndim)), new, old)
+        return torch.where(condition.reshape(condition.shape + (1,) * (new.ndim - condition.ndim)), new, old)  # type: ignore
     return type(new)(*(select(condition, a, b) for a, b in zip(new, old, strict=True)))  # type: ignore
 
 

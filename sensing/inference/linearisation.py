@@ -1,15 +1,15 @@
 """Gradient and curvature of the EM surrogate, per path and in the unknowns of the location domain (equation 1.12).
 
-Per path, with psi = (range, two tangent coordinates of the direction), d_lc = d phi_l / d psi_c, gains of posterior mean mu
-and covariance Sigma, M = mu mu^H + Sigma, C = d^H Phi and B = d^H d:
+Per path, with psi = (range, two tangent coordinates of the direction), d_lc = d phi_l / d psi_c, gains of posterior
+mean mu and covariance Sigma, M = mu mu^H + Sigma, C = d^H Phi and B = d^H d:
 
     gradient  = (2/s2) Re{ conj(mu_l) d_lc^H y - sum_j C_lc,j M_jl }
     complete  = (2/s2) Re{ M_l'l B }                                   curvature of EM: gains as if observed
     marginal  = (2/s2) Re{ conj(mu_l) mu_l' (B - C Sigma C^H / s2) }   gains eliminated (Louis' observed information)
 
-The location domain has the unknowns theta = (u, c * offsets, nodes) common to all stations, to which the located columns are
-tied by d range/d s = k + g, d t_i/d s = e_i / r, d range/d u = -g, d range/d offset = 1 (k, g: unit vectors from the station and
-from the user to the node), and the free paths of each station, which keep their own psi.
+The location domain has the unknowns theta = (u, c * offsets, nodes) common to all stations, to which the located
+columns are tied by d range/d s = k + g, d t_i/d s = e_i / r, d range/d u = -g, d range/d offset = 1 (k, g: unit vectors
+from the station and from the user to the node), and the free paths of each station, which keep their own psi.
 """
 
 from typing import NamedTuple
@@ -78,7 +78,7 @@ def path_curvature(
 def location_jacobian(
     direction: Tensor, basis: Tensor, station_leg: Tensor, user_direction: Tensor, mask: Tensor
 ) -> Tensor:
-    """d psi / d theta of the located columns.
+    """Derivative of psi with respect to theta of the located columns.
 
     Args:
         direction: [* bs node xyz] unit vectors k from station to node.

@@ -5,7 +5,7 @@ With `y = Phi x + CN(0, s2)`, `x ~ CN(m, V)`, V diagonal, G = Phi^H Phi and D = 
     B = I + D G D / s2,   Sigma = D B^-1 D,   mu = m + Sigma Phi^H (y - Phi m) / s2
     ln p(y) = -ln det B + (Phi^H e)^H Sigma (Phi^H e) / s2^2 - |e|^2 / s2 + const,   e = y - Phi m
 
-B is never worse conditioned than the data and its smallest eigenvalue is at least one, whatever columns coincide or vanish.
+The smallest eigenvalue of B is at least one, whatever columns coincide or vanish.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """M-step: a damped, capped Gauss-Newton step on user, clock offsets, nodes and free paths at once.
 
-These are strongly coupled: only a joint solve moves along the weak directions. The system is scaled by its diagonal, the
-free paths of each station are eliminated by their Schur complement, and what has no information at all (padding, nodes that
-nobody supports) is held by a weak trust precision of a known physical scale, 1 / (TRUST c / bandwidth)^2.
+These are strongly coupled: only a joint solve moves along the weak directions. The system is scaled by its diagonal,
+the free paths of each station are eliminated by their Schur complement, and what has no information at all (padding,
+nodes that nobody supports) is held by a weak trust precision of a physical scale, 1 / (TRUST c / bandwidth)^2.
 """
 
 from typing import NamedTuple
@@ -55,8 +55,8 @@ def natural_scales(deployment: Deployment) -> Scales:
 def prior_precision(deployment: Deployment, num_nodes: int) -> tuple[Tensor, Tensor]:
     """Gaussian priors of theta = (u, c * offsets, nodes): precision [theta] and mean [theta].
 
-    Offsets: zero mean, the deployment's deviation (none if infinite). Height of the user: mean and variance of the uniform law
-    over `ue_height_range`, if set.
+    Offsets: zero mean, the deployment's deviation (none if infinite). Height of the user: mean and variance of the
+    uniform law over `ue_height_range`, if set.
     """
     bs = len(deployment.bs_position)
     sharpest = SHARPEST * natural_scales(deployment).metre
@@ -84,7 +84,7 @@ def with_priors(system: System, geometry: Geometry, precision: Tensor, mean: Ten
 
 
 def stack_theta(geometry: Geometry) -> Tensor:
-    """theta = (u, c * offsets, nodes), [* theta]."""
+    """All of (u, c * offsets, nodes) as one vector, [* theta]."""
     return torch.cat([geometry.ue_position, geometry.offset_m, geometry.node_position.flatten(-2)], -1)
 
 
@@ -154,7 +154,7 @@ def solve(factors: Factors, system: System) -> tuple[Tensor, Tensor]:
 
 
 def gradient_step(system: System) -> tuple[Tensor, Tensor]:
-    """The paper's plain gradient, `gradient / L` with L the largest absolute row sum: an ascent step for sure, and a small one."""
+    """The paper's plain gradient, `gradient / L`, L the largest absolute row sum: a sure and small ascent."""
     bound = system.curvature.abs().sum(-1).amax(-1, keepdim=True)
     free_bound = system.free_curvature.abs().sum(-1)
     free = torch.where(
@@ -166,8 +166,8 @@ def gradient_step(system: System) -> tuple[Tensor, Tensor]:
 def capped(step: Tensor, free: Tensor, bs: int, scales: Scales, cap: float, steps: Steps) -> tuple[Tensor, Tensor]:
     """Relax and shorten a step.
 
-    User and offsets are coupled: one factor for both, and for what follows them. A node that still moves by more than the cap is
-    hardly supported and is shortened alone.
+    User and offsets are coupled: one factor for both, and for what follows them. A node that still moves by more than
+    the cap is hardly supported and is shortened alone.
 
     Args:
         step: [* theta].

@@ -69,7 +69,7 @@ def _free_covariance(geometry: Geometry, problem: Problem, factors: m_step.Facto
 
 
 def free_positions(geometry: Geometry, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Where the free paths bounce, given user and offsets: [* bs free xyz] [m], and whether one bounce explains them."""
+    """Where the free paths bounce, [* bs free xyz] [m], given user and offsets, and whether one bounce does."""
     length = geometry.free_range_m - geometry.offset_m[..., None]
     bs, ue = problem.deployment.bs_position[:, None, :], geometry.ue_position[..., None, None, :]
     position, valid = bounce_on_ray(geometry.free_direction, length, bs, ue)
@@ -79,13 +79,12 @@ def free_positions(geometry: Geometry, problem: Problem) -> tuple[Tensor, Tensor
 def to_estimate(evaluation: Evaluation, problem: Problem) -> Estimate:
     """All outputs of the refinement.
 
-    Nodes are the located ones, then the free paths of station 0, 1, ..., so `node = K + bs * F`; a free path has support and
-    gain at its own station only. A node is believed to exist if it is more likely than not (and, for a free path, if a
-    single bounce explains it).
+    Nodes are the located ones, then the free paths of station 0, 1, ..., so `node = K + bs * F`; a free path has
+    support and gain at its own station only. A node is believed to exist if it is more likely than not (and, for a free
+    path, if a single bounce explains it).
     """
     geometry, posterior = evaluation.geometry, evaluation.expectation
-    bs, free = geometry.free_mask.shape[-2:]
-    nodes = geometry.node_mask.shape[-1]
+    bs, nodes = geometry.member.shape[-2:]
     spread = covariances(evaluation, problem)
     position, valid = free_positions(geometry, problem)
 

@@ -1,7 +1,7 @@
 """Three-layer support prior: a node exists, a station sees it, a gain is drawn (paper 1, equation 1.11).
 
-`p(s_g = 1) = activity`, `p(s_qg = 1 | s_g = 1) = visibility`, `x_qg | s_qg = 1 ~ CN(0, power_q)`, and zero otherwise. The
-messages of this tree are exact and kept as log-odds: for the observation `r = x + CN(0, v)`
+`p(s_g = 1) = activity`, `p(s_qg = 1 | s_g = 1) = visibility`, `x_qg | s_qg = 1 ~ CN(0, power_q)`, and zero otherwise.
+The messages of this tree are exact and kept as log-odds: for the observation `r = x + CN(0, v)`
 
     L_q  = ln CN(r; 0, v + power) / CN(r; 0, v)              evidence of station q
     U_q  = visibility e^L_q + 1 - visibility                 message station -> node

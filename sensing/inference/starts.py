@@ -1,7 +1,7 @@
 """Start points near the truth, for training and tests without a front end.
 
-`theta + amplitude * C^(1/2) z + jitter`, with C the bound's covariance of (user, c * offsets, scatterers), plus ghost nodes where
-nothing is. Scatterers seen by two stations or more become located nodes, those seen by one become free paths.
+`theta + amplitude * C^(1/2) z + jitter`, with C the bound's covariance of (user, c * offsets, scatterers), plus ghost
+nodes where nothing is. Scatterers seen by two stations or more become located nodes, those seen by one free paths.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ def perturbed_start(
     Args:
         example: batch of scenes with their truth.
         deployment: the stations.
-        covariance: [* n n] of (u, c * offsets, scatterers) from `bounds.asynchronous.uplink_bound`; an infinite variance
-            counts as no perturbation along it.
+        covariance: [* n n] of (u, c * offsets, scatterers) from `bounds.asynchronous.uplink_bound`; an infinite
+            variance counts as no perturbation along it.
         amplitude: standard deviations, a number or [*].
         ghosts: nodes added per scene at random places.
         rngs: one generator per scene, so that scene i does not depend on its batch (`scene_generator(..., stream=2)`).
@@ -100,7 +100,7 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def _compact(present: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the present entries of the last axis, first ones first, and their mask, as narrow as the batch allows."""
+    """Indices of the present entries of the last axis, in order, and their mask, as narrow as the batch allows."""
     width = int(present.sum(-1).max()) if present.numel() else 0
     index = present.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :width]
     return index, present.gather(-1, index)

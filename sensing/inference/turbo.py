@@ -1,7 +1,7 @@
 """E-step: LMMSE and support prior exchange extrinsic information (paper 1, equations 1.10 and 1.11).
 
 Module A (LMMSE, scalar prior variance per station) and module B (three-layer prior) talk through virtual AWGN channels.
-After `inner` rounds the support probabilities P define the Gaussian prior CN(0, P * power) per column, whose exact LMMSE
+After `inner` rounds the support probabilities define a Gaussian prior per column (`soft_deviation`), whose exact LMMSE
 posterior (mean, full covariance, evidence) is what the M-step and the output use. The power of the gains present is
 estimated per station, so that scaling y by c and the noise by c^2 scales everything else along.
 """
@@ -105,11 +105,30 @@ def expectation(
     probability = b.log_odds.sigmoid() * mask
     updated = (probability * b.energy).sum(-1) / (probability.sum(-1) + 1.0)
     updated = updated + power / (probability.sum(-1) + 1.0)  # the old value counts as one path: no division by zero
-    # sqrt(P) through the log: its slope stays finite as P -> 0
-    root = torch.exp(0.5 * logsigmoid(b.log_odds)) * mask
-    final = lmmse(gram, matched, noise, root * (updated * power_scale).sqrt()[..., None])
-    evidence = log_evidence(gram, matched, noise_var, root * updated.sqrt()[..., None])
+    deviation = soft_deviation(b.log_odds, v, updated * power_scale) * mask
+    final = lmmse(gram, matched, noise, deviation)
+    nominal = soft_deviation(b.log_odds, v, updated) * mask
+    evidence = log_evidence(gram, matched, noise_var, nominal)
     return Expectation(b.log_odds, b.node_log_odds, final.mean, final.covariance, updated, evidence.sum(-1), clipped)
+
+
+def soft_deviation(log_odds: Tensor, variance: Tensor, power: Tensor) -> Tensor:
+    """Standard deviation of the Gaussian prior that stands for a soft support.
+
+    For P = sigmoid(log_odds) the Bernoulli-Gaussian posterior mean of `r = x + CN(0, v)` is `P power / (power + v) r`.
+    The Gaussian prior with the same Wiener gain has the variance `P power v / (v + (1 - P) power)`: `power` for P = 1,
+    and about `P v` for small P. `P power` would not do: 0.01 of a power 40 dB above v hardly shrinks.
+
+    Args:
+        log_odds: [* bs col].
+        variance: [* bs] v of the last message to the support prior.
+        power: [* bs].
+
+    Returns:
+        [* bs col]; formed through the log of P, whose slope stays finite as P -> 0.
+    """
+    v, sx2 = variance[..., None], power[..., None]
+    return torch.exp(0.5 * logsigmoid(log_odds)) * (sx2 * v / (v + torch.sigmoid(-log_odds) * sx2)).sqrt()
 
 
 def _extrinsic(

@@ -27,8 +27,8 @@ class Unrolled(nn.Module):
     Args:
         num_iterations: iterations (layers); each costs one E-step and one M-step, and one more E-step ends the loop.
         tied: all iterations share their corrections.
-        polish: further iterations, never learned, with the gains eliminated from the curvature (`missing=1`) and neutral
-            corrections: at the end they turn a good guess into the optimum.
+        polish: further iterations, never learned, with the gains eliminated from the curvature (`missing=1`) and
+            neutral corrections: at the end they turn a good guess into the optimum.
         dtype: complex type of the products with the observation (complex64 halves their time); the rest is double.
         settings: base values of `Iteration`; if untied, a sequence gives one value per iteration.
 
@@ -87,7 +87,8 @@ class Unrolled(nn.Module):
                 seen.append(_accepted(state))
             state = layer.propose(state, problem)
         state = schedule[-1].evaluate(state, problem)
-        assert state.clipped is not None and state.rejected is not None
+        assert state.clipped is not None
+        assert state.rejected is not None
         final = _accepted(state)
         return Refined(final, [*seen, final] if history else [], problem, state.clipped, state.rejected)
 
