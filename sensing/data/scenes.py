@@ -1,0 +1,193 @@
+"""Synthetic scenes for Lightning: drawn on the fly per scene, synthesised as batches on the training device.
+
+Scene i, its noise, its SNR and its start depend on (seed, split, i) alone. An epoch e of n scenes consists of the scenes
+e n .. (e + 1) n - 1: every epoch is fresh, and a resumed run sees exactly what the unbroken one would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sensing.bounds import uplink_bound
+from sensing.channel import channel_response, scene_paths
+from sensing.containers import Deployment, Example, Geometry, Scene, map_tensors, to_device
+from sensing.errors import ConfigError
+from sensing.inference.starts import perturbed_start
+from sensing.simulation import Simulator
+from sensing.simulation.sampler import scene_generator, unit_noise
+from sensing.simulation.uplink import observe
+
+START_STREAM, SNR_STREAM = 2, 3
+
+
+class Draw(NamedTuple):
+    """Everything random of one scene; collates to a batch."""
+
+    scene: Scene
+    noise: Tensor  # [* bs ant sc] CN(0, 1)
+    snr_db: Tensor  # [*]
+    index: Tensor  # [*]
+
+
+class Task(NamedTuple):
+    """One batch: what the estimator sees, its truth, its bound and where it starts."""
+
+    example: Example
+    deployment: Deployment
+    peb: Tensor  # [*] [m]
+    start: Geometry | None  # None: the front end finds it
+    index: Tensor  # [*]
+    snr_db: Tensor  # [*]
+
+
+class SceneDataset(Dataset[Draw]):
+    """Scene i of a split.
+
+    Args:
+        simulator: law of the scenes.
+        split: train, val or test.
+        snr_db: lowest and highest SNR, uniform [dB].
+        length: number of scenes announced; any index >= 0 works.
+    """
+
+    def __init__(self, simulator: Simulator, split: str, snr_db: Sequence[float], length: int) -> None:
+        self.simulator, self.split, self.length = simulator, split, length
+        self.low, self.high = float(snr_db[0]), float(snr_db[-1])
+        deployment = simulator.deployment
+        self.shape = (len(deployment.bs_position), len(deployment.antenna_local), len(deployment.pilot_freq))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Draw:
+        simulator = self.simulator
+        scene = map_tensors(simulator.scenes(self.split, [index]), lambda field: field[0])
+        noise = unit_noise(self.shape, simulator.seed, self.split, [index])[0]
+        snr = scene_generator(simulator.seed, self.split, index, SNR_STREAM).uniform(self.low, self.high)
+        return Draw(scene, noise, torch.tensor(snr, dtype=torch.float64), torch.tensor(index))
+
+
+class FreshSampler(Sampler[int]):
+    """Consecutive scene numbers, new ones every epoch; Lightning calls `set_epoch`, also after a resume.
+
+    Args:
+        length: scenes per epoch, over all processes.
+        rank: this process.
+        world: number of processes.
+    """
+
+    def __init__(self, length: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.rank, self.world, self.epoch = length, rank, world, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose scenes come next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // self.world
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * self.length + self.rank
+        return iter(range(first, first + len(self) * self.world, self.world))
+
+
+class SceneDataModule(lightning.LightningDataModule):
+    """Batches for training, validation and test.
+
+    Args:
+        simulator: law of the scenes.
+        batch_size: scenes per batch and process.
+        scenes_per_epoch: fresh training scenes per epoch.
+        snr_db: lowest and highest SNR of training scenes [dB].
+        val_scenes: validation scenes, the same in every epoch.
+        val_snr_db: their SNR [dB].
+        test_scenes: test scenes with the same starts and SNR as validation, never seen in training or model selection.
+        amplitude: lowest and highest size of the start's perturbation in standard deviations of the bound.
+        val_amplitude: that of validation and test.
+        ghosts: false scatterers per start.
+        detected_every: every so many training batches start from the front end instead, which trains the fusion weights; 0 for
+            never.
+        num_workers: processes that draw scenes.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        batch_size: int = 16,
+        scenes_per_epoch: int = 160,
+        snr_db: Sequence[float] = (-2.0, 20.0),
+        val_scenes: int = 64,
+        val_snr_db: float = 10.0,
+        test_scenes: int = 200,
+        amplitude: Sequence[float] = (0.5, 6.0),
+        val_amplitude: float = 3.0,
+        ghosts: int = 1,
+        detected_every: int = 4,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        counts = {"batch_size": batch_size, "scenes_per_epoch": scenes_per_epoch, "val_scenes": val_scenes, "test_scenes": test_scenes}
+        for name, value in counts.items():
+            if value < 1:
+                raise ConfigError(f"data.{name} must be >= 1, got {value}")
+        if len(snr_db) != 2 or snr_db[0] > snr_db[1]:
+            raise ConfigError(f"data.snr_db must be [lowest, highest], got {list(snr_db)}")
+        if len(amplitude) != 2 or not 0 <= amplitude[0] <= amplitude[1]:
+            raise ConfigError(f"data.amplitude must be [lowest, highest] and >= 0, got {list(amplitude)}")
+        if detected_every < 0 or ghosts < 0 or num_workers < 0:
+            raise ConfigError(f"data.detected_every, ghosts, num_workers must be >= 0, got {detected_every}, {ghosts}, {num_workers}")
+        self.simulator, self.batch_size, self.num_workers = simulator, batch_size, num_workers
+        self.scenes_per_epoch, self.detected_every = scenes_per_epoch, detected_every
+        self.amplitude, self.val_amplitude, self.ghosts = (float(amplitude[0]), float(amplitude[1])), val_amplitude, ghosts
+        self.datasets = {
+            "train": SceneDataset(simulator, "train", snr_db, scenes_per_epoch),
+            "val": SceneDataset(simulator, "val", [val_snr_db], val_scenes),
+            "test": SceneDataset(simulator, "test", [val_snr_db], test_scenes),
+        }
+
+    def train_dataloader(self) -> DataLoader[Draw]:
+        """Fresh scenes every epoch."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._loader("train", FreshSampler(self.scenes_per_epoch, rank, world))
+
+    def val_dataloader(self) -> DataLoader[Draw]:
+        """The fixed validation scenes."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Draw]:
+        """The fixed test scenes."""
+        return self._loader("test")
+
+    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[Draw]:
+        return DataLoader(
+            self.datasets[split],
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Task:
+        """Synthesise the observation, the bound and the start on the device."""
+        trainer = self.trainer
+        split = "train" if trainer is None or trainer.training else "test" if trainer.testing else "val"
+        return self.task(batch, split)
+
+    def task(self, draw: Draw, split: str) -> Task:
+        """The batch that belongs to drawn scenes of a split."""
+        deployment = to_device(self.simulator.deployment, draw.snr_db.device)
+        channel = channel_response(scene_paths(draw.scene, deployment), deployment)
+        example = observe(draw.scene, channel, draw.noise, draw.snr_db)
+        bound = uplink_bound(draw.scene, example.observation.noise_var, deployment)
+        number = int(draw.index[0]) // self.batch_size
+        if split == "train" and self.detected_every and number % self.detected_every == self.detected_every - 1:
+            return Task(example, deployment, bound.ue_position_m, None, draw.index, draw.snr_db)
+        rngs = [scene_generator(self.simulator.seed, split, i, START_STREAM) for i in draw.index.tolist()]
+        low, high = self.amplitude if split == "train" else (self.val_amplitude, self.val_amplitude)
+        size = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float64, device=channel.device)
+        start = perturbed_start(example, deployment, bound.covariance, size, self.ghosts, rngs)
+        return Task(example, deployment, bound.ue_position_m, start, draw.index, draw.snr_db)

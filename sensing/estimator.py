@@ -1,0 +1,151 @@
+"""The multi-station estimator: detect, locate coarsely, refine by unrolled EM.
+
+The classical estimator is this class with tied, neutral corrections; the unfolded one is the same class, untied and learned.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sensing.coarse.detection import PathDetector
+from sensing.coarse.localization import CoarseLocalizer, CoarseLocation
+from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates
+from sensing.errors import ConfigError
+from sensing.fusion.weights import FusionWeights
+from sensing.inference.iteration import select
+from sensing.inference.outcome import to_estimate
+from sensing.inference.unrolled import Refined, Unrolled
+from sensing.units import SPEED_OF_LIGHT
+
+
+class Estimator(Protocol):
+    """What every estimator offers."""
+
+    name: str
+    needs_truth: bool
+
+    def __call__(
+        self,
+        observation: Observation,
+        deployment: Deployment,
+        paths: PathEstimates | None = None,
+        truth: Example | None = None,
+    ) -> Estimate:
+        """Estimate all scenes of a batch.
+
+        Args:
+            observation: y [b bs ant sc] and noise_var [b bs].
+            deployment: stations, array, pilots and priors.
+            paths: detected paths, so that several estimators share one front end; detected here when None.
+            truth: what a genie knows; ignored by all others.
+
+        Returns:
+            Estimate; fields that the estimator does not provide are None.
+        """
+        ...
+
+
+class LocationEstimator(nn.Module):
+    """Path detection, association and least squares, then unrolled EM iterations.
+
+    Args:
+        detector: per-station path detection; the default when None.
+        localizer: association and coarse location; the default when None.
+        unrolled: EM iterations; the default when None.
+        name: label in tables.
+    """
+
+    needs_truth = False
+
+    def __init__(
+        self,
+        detector: PathDetector | None = None,
+        localizer: CoarseLocalizer | None = None,
+        unrolled: Unrolled | None = None,
+        name: str = "classical",
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.detector = PathDetector() if detector is None else detector
+        self.localizer = CoarseLocalizer() if localizer is None else localizer
+        self.unrolled = Unrolled() if unrolled is None else unrolled
+
+    def forward(
+        self,
+        observation: Observation,
+        deployment: Deployment,
+        paths: PathEstimates | None = None,
+        truth: Example | None = None,
+    ) -> Estimate:
+        """See `Estimator`. One batch axis; a scene that cannot be solved is flagged and never raises.
+
+        Raises:
+            ShapeError, DomainError: the observation does not fit the deployment or is not finite.
+        """
+        observation.validate(deployment.validate())
+        if paths is None:
+            with torch.no_grad():
+                paths = self.detector(observation, deployment)
+        coarse = self.localizer(paths, deployment)
+        refined, lost = self.refine(observation, deployment, coarse)
+        estimate = to_estimate(refined.final, refined.problem)
+        flags = coarse.flags | torch.where(lost, Flag.DIVERGED, 0)
+        return estimate._replace(cost_per_dof=coarse.cost_per_dof, flags=flags)
+
+    def refine(self, observation: Observation, deployment: Deployment, coarse: CoarseLocation) -> tuple[Refined, Tensor]:
+        """Unrolled iterations from the coarse geometry, and which scenes had to return to it [b] bool."""
+        refined = self.unrolled(observation, deployment, coarse.geometry)
+        lost = _strayed(refined.final.geometry, coarse, deployment)
+        if lost.any():
+            start = self.unrolled.evaluate_at(observation, deployment, coarse.geometry)
+            refined = refined._replace(final=select(lost, start, refined.final))
+        return refined, lost
+
+
+def _strayed(geometry: Geometry, coarse: CoarseLocation, deployment: Deployment) -> Tensor:
+    """Whether the refined user lies further from the coarse one than errors of the coarse stage can explain.
+
+    The iterations only converge from within a fraction of the delay resolution c / B, so a longer move is a divergence unless the
+    coarse covariance itself is that wide.
+    """
+    move = (geometry.ue_position - coarse.geometry.ue_position).norm(dim=-1)
+    variance = torch.linalg.inv_ex(coarse.solution.information)[0].diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1)
+    allowed = 5.0 * variance.clamp_min(0.0).sqrt() + 2.0 * SPEED_OF_LIGHT / deployment.bandwidth
+    return ~(move < allowed)
+
+
+def build_estimator(
+    detector: PathDetector | Mapping[str, Any] | None = None,
+    localizer: Mapping[str, Any] | None = None,
+    unrolled: Mapping[str, Any] | None = None,
+    fusion: Mapping[str, Any] | None = None,
+    name: str = "classical",
+) -> LocationEstimator:
+    """Estimator from plain settings, the form in which a checkpoint stores them.
+
+    Args:
+        detector: arguments of `PathDetector`, or a detector.
+        localizer: arguments of `CoarseLocalizer`.
+        unrolled: arguments of `Unrolled` and of its iterations.
+        fusion: arguments of learned `FusionWeights`; analytic weights when None.
+        name: label in tables.
+
+    Raises:
+        ConfigError: an argument that the part does not know, or a value that it refuses.
+    """
+    return LocationEstimator(
+        detector if isinstance(detector, PathDetector) else _part("detector", PathDetector, detector),
+        _part("localizer", CoarseLocalizer, localizer, fusion=None if fusion is None else _part("fusion", FusionWeights, fusion)),
+        _part("unrolled", Unrolled, unrolled),
+        name,
+    )
+
+
+def _part(key: str, kind: Any, settings: Mapping[str, Any] | None, **further: Any) -> Any:
+    plain = {name: value for name, value in (settings or {}).items() if name != "_target_"}
+    try:
+        return kind(**plain, **further)
+    except TypeError as error:
+        raise ConfigError(f"estimator.{key} must hold arguments of {kind.__name__}, got: {error}") from error

@@ -1,0 +1,87 @@
+"""Training losses, normalised by what is achievable in each scene.
+
+A plain squared error is dominated by the few scenes with a bad geometry; dividing by the bound makes all scenes count alike, and
+the logarithm keeps outliers from drowning the rest:
+
+    loss = sum_t w_t mean log(1 + |u_t - u|^2 / PEB^2) + c mean log(1 + NMSE / (4 NMSE_ref))
+
+with t the iterations (deep supervision) and NMSE_ref = paths * noise / power, that of known paths with unknown gains.
+"""
+
+import torch
+from torch import Tensor
+
+from sensing.containers import Example
+from sensing.errors import ConfigError, DomainError
+
+
+def location_term(ue: Tensor, true: Tensor, peb: Tensor) -> Tensor:
+    """`log(1 + |ue - true|^2 / peb^2)` per scene; scenes whose bound is infinite carry no weight.
+
+    Args:
+        ue: [* xyz] [m].
+        true: [* xyz] [m].
+        peb: [*] position error bound [m].
+    """
+    usable = torch.isfinite(peb)
+    ratio = (ue - true).square().sum(-1) / torch.where(usable, peb, torch.ones_like(peb)).square()
+    return torch.where(usable, torch.log1p(ratio), torch.zeros_like(ratio))
+
+
+def channel_term(channel: Tensor, example: Example) -> Tensor:
+    """`log(1 + NMSE / (4 NMSE_ref))` per scene.
+
+    Args:
+        channel: [* bs ant sc] estimate.
+        example: its truth.
+
+    Raises:
+        DomainError: the example has no true channel or scene.
+    """
+    if example.channel is None or example.scene is None:
+        raise DomainError("example must hold the true channel and scene for a channel loss, got None")
+    error = (channel - example.channel).abs().square().sum((-3, -2, -1))
+    paths = example.scene.visible.sum(-1).to(error.dtype)
+    reference = (paths * example.observation.noise_var).sum(-1).clamp_min(torch.finfo(error.dtype).tiny)
+    return torch.log1p(error / (4.0 * reference))
+
+
+class BoundNormalisedLoss:
+    """The loss above.
+
+    Args:
+        channel_weight: c, weight of the channel term.
+        final_weight: weight of the last iteration relative to the mean of the earlier ones.
+        coarse_weight: weight of the coarse location, where the front end runs in training.
+    """
+
+    def __init__(self, channel_weight: float = 0.3, final_weight: float = 2.0, coarse_weight: float = 0.5) -> None:
+        for name, value in (("channel_weight", channel_weight), ("final_weight", final_weight), ("coarse_weight", coarse_weight)):
+            if not value >= 0:
+                raise ConfigError(f"loss.{name} must be >= 0, got {value}")
+        self.channel_weight, self.final_weight, self.coarse_weight = channel_weight, final_weight, coarse_weight
+
+    def __call__(
+        self, iterates: list[Tensor], channel: Tensor, example: Example, peb: Tensor, coarse: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Terms of the loss; `total` is what is minimised.
+
+        Args:
+            iterates: user position after each iteration, [* xyz].
+            channel: [* bs ant sc] after the last one.
+            example: truth.
+            peb: [*] [m].
+            coarse: [* xyz] start found by the front end.
+        """
+        assert example.scene is not None
+        true = example.scene.ue_position
+        per_layer = torch.stack([location_term(ue, true, peb).mean() for ue in iterates])
+        weight = torch.ones_like(per_layer)
+        weight[-1] = self.final_weight * max(len(iterates) - 1, 1)
+        terms = {
+            "location": (weight * per_layer).sum() / weight.sum(),
+            "channel": self.channel_weight * channel_term(channel, example).mean(),
+        }
+        if coarse is not None:
+            terms["coarse"] = self.coarse_weight * location_term(coarse, true, peb).mean()
+        return terms | {"total": torch.stack(list(terms.values())).sum()}
