@@ -189,8 +189,7 @@ def _curve(axes: Axes, result: SweepResult, name: str, values: Sequence[Value]) 
     """A statistic against SNR with its intervals; estimators stand a little apart so that equal ones can be told."""
     snr = _snr(result)
     order = np.argsort(snr)
-    spread = 0.035 * float(np.diff(snr[order]).min()) if len(snr) > 1 else 0.0
-    shift = spread * (result.names.index(name) - (len(result.names) - 1) / 2)
+    shift = 0.12 * (result.names.index(name) - (len(result.names) - 1) / 2)
     y, low, high = (np.array(column)[order] for column in list(zip(*values, strict=True))[:3])
     color, marker = marks(name, result.names)
     axes.plot(snr[order] + shift, y, color=color, marker=marker, markersize=4.5, linewidth=1.4, label=name)

@@ -76,12 +76,14 @@ def evaluate_file(
             for name, values in bound_scores(batch, deployment).items():
                 bounds.put(name, 0, columns, values)
             results = runner(batch)
-            for name, (estimate, seconds) in results.items():
-                found.put(name, 0, columns, score(estimate, batch, deployment) | {"time_s": seconds})
-                parts.setdefault(name, []).append(to_device(estimate, "cpu"))
+            scores = {name: score(each.estimate, batch, deployment) for name, each in results.items()}
+            for name, each in results.items():
+                found.put(name, 0, columns, scores[name] | {"time_s": each.seconds})
+                parts.setdefault(name, []).append(to_device(each.estimate, "cpu"))
             if first == 0:
-                estimates = {name: timed.estimate for name, timed in results.items()}
-                sketch = sketch_scene(deployment, batch, estimates, 0, 0, snr)
+                estimates = {name: each.estimate for name, each in results.items()}
+                errors = {name: each["ue_error_m"] for name, each in scores.items() if "ue_error_m" in each}
+                sketch = sketch_scene(deployment, batch, estimates, errors, first, snr)
             bar.advance(task, columns.stop - columns.start)
     if not parts:
         raise ConfigError(f"no estimator applies to {path}: {'; '.join(runner.left_out.values())}")

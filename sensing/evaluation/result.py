@@ -22,6 +22,7 @@ class SceneSketch:
     estimates: dict[str, Estimate]
     index: int
     snr_db: float | None
+    remark: str = ""  # why this scene
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,34 @@ class ScoreTable:
 
 
 def sketch_scene(
-    deployment: Deployment, example: Example, estimates: dict[str, Estimate], at: int, index: int, snr_db: float | None
+    deployment: Deployment,
+    example: Example,
+    estimates: dict[str, Estimate],
+    errors: dict[str, Tensor],
+    first: int,
+    snr_db: float | None,
+    scene: int | None = None,
 ) -> SceneSketch:
-    """Scene `at` of a batch with its estimates."""
+    """Keep one scene of a batch for the map.
+
+    Args:
+        deployment: the stations.
+        example: the batch.
+        estimates: of the batch, by estimator.
+        errors: user error [scene] of those that have one.
+        first: number of the batch's first scene.
+        snr_db: of the batch.
+        scene: which one; the default is one that is typical, with the median error of the first estimator.
+    """
+    remark, at = "", 0 if scene is None else min(scene, len(example.observation.y) - 1)
+    if scene is None and errors:
+        name, error = next(iter(errors.items()))
+        remark, at = f", median error of {name}", int(error.nan_to_num(torch.inf).argsort()[(len(error) - 1) // 2])
 
     def pick(tensor: Tensor) -> Tensor:
         return tensor[at].detach().cpu()
 
     picked = {name: map_tensors(estimate, pick) for name, estimate in estimates.items()}
     plan = map_tensors(deployment, lambda tensor: tensor.detach().cpu())
-    scene = None if example.scene is None else map_tensors(example.scene, pick)
-    return SceneSketch(plan, scene, picked, index, snr_db)
+    truth = None if example.scene is None else map_tensors(example.scene, pick)
+    return SceneSketch(plan, truth, picked, first + at, snr_db, remark)

@@ -34,7 +34,7 @@ def scene_map(sketch: SceneSketch) -> Figure:
         each.set(xlabel="x [m]", ylabel="y [m]")
     _whole(axes[0], sketch)
     _close_up(axes[1], sketch, names)
-    axes[0].set_title(f"scene {sketch.index}, SNR {snr_label(sketch.snr_db)}")
+    axes[0].set_title(f"scene {sketch.index}{sketch.remark}, SNR {snr_label(sketch.snr_db)}")
     axes[1].set_title("around the user, 95 % ellipses")
     legend_below(figure, axes[:1])
     return figure
@@ -72,7 +72,9 @@ def _estimate(axes: Axes, estimate: Estimate, name: str, color: str) -> None:
         nodes = estimate.scatterer_position[:, :2]
         mask = torch.ones(len(nodes), dtype=torch.bool) if estimate.scatterer_mask is None else estimate.scatterer_mask
         if bool(mask.any()):
-            axes.plot(*nodes[mask].numpy().T, "x", color=color, markersize=6, label=f"{name}: scatterers", zorder=5)
+            axes.plot(
+                *nodes[mask].numpy().T, "x", color=color, markersize=6, alpha=0.8, label=f"{name}: scatterers", zorder=5
+            )
 
 
 def _ellipse(axes: Axes, centre: np.ndarray, covariance: Tensor, color: str) -> None:
@@ -101,25 +103,23 @@ def _whole(axes: Axes, sketch: SceneSketch) -> None:
 
 
 def _close_up(axes: Axes, sketch: SceneSketch, names: list[str]) -> None:
-    """Limits around the user: wide enough for the nearer half of the estimates and their ellipses, at most 10 m."""
-    users = {name: sketch.estimates[name].ue_position for name in names}
-    found = [user[:2] for user in users.values() if user is not None and bool(torch.isfinite(user).all())]
+    """Limits around the user: wide enough for estimates and ellipses within 10 m, or else for the nearest estimate."""
     known = sketch.scene is not None and not bool(sketch.scene.ue_position.isnan().any())
+    users = {name: sketch.estimates[name].ue_position for name in names}
+    found = {name: user[:2] for name, user in users.items() if user is not None and bool(torch.isfinite(user).all())}
+    if not found:
+        axes.set_visible(False)
+        return
+    centre = torch.stack(list(found.values())).median(0).values
     if known:
         assert sketch.scene is not None
         centre = sketch.scene.ue_position[:2]
-    elif found:
-        centre = torch.stack(found).median(0).values
-    else:
-        axes.set_visible(False)
-        return
-    reach = [0.05]
-    for name in names:
-        user, covariance = users[name], sketch.estimates[name].covariance
-        assert user is not None
+    distance = {name: float((user - centre).norm()) for name, user in found.items()}
+    reach = [0.02, min(distance.values())]
+    for name, far in distance.items():
+        covariance = sketch.estimates[name].covariance
         spread = 0.0 if covariance is None else float((CHI2_95 * covariance[:2, :2].diagonal().max()).sqrt())
-        reach.append(float((user[:2] - centre).norm()) + spread)
-    finite = np.array(reach)[np.isfinite(reach)]
-    half = 1.15 * min(float(np.max(finite[finite <= 10.0], initial=0.05)), 10.0)
+        reach += [size for size in (far, far + spread) if size <= 10.0]
+    half = 1.15 * max(reach)
     x, y = centre.tolist()
     axes.set(xlim=(x - half, x + half), ylim=(y - half, y + half))

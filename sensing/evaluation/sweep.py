@@ -30,7 +30,7 @@ def run_sweep(
     batch_size: int = 25,
     progress: bool = True,
     device: torch.device | str = "cpu",
-    map_scene: int = 0,
+    map_scene: int | None = None,
 ) -> SweepResult:
     """Run estimators on scenes 0 to num_scenes - 1 of a split at every SNR.
 
@@ -47,7 +47,7 @@ def run_sweep(
         batch_size: scenes per call.
         progress: show a progress bar.
         device: where scenes are synthesised and estimators run.
-        map_scene: scene of the first batch that is kept for the map.
+        map_scene: scene of the first batch that is drawn as a map; None: a typical one.
 
     Returns:
         Errors and bounds per scene.
@@ -80,12 +80,13 @@ def run_sweep(
                 for name, values in bound_scores(example, deployment).items():
                     bounds.put(name, row, columns, values)
                 results = runner(example)
-                for name, (estimate, seconds) in results.items():
-                    found.put(name, row, columns, score(estimate, example, deployment) | {"time_s": seconds})
+                scores = {name: score(each.estimate, example, deployment) for name, each in results.items()}
+                for name, each in results.items():
+                    found.put(name, row, columns, scores[name] | {"time_s": each.seconds})
                 if first == 0 and row == map_row:
-                    at = min(map_scene, len(indices) - 1)
-                    estimates = {name: timed.estimate for name, timed in results.items()}
-                    sketch = sketch_scene(deployment, example, estimates, at, indices[at], snr)
+                    estimates = {name: each.estimate for name, each in results.items()}
+                    errors = {name: each["ue_error_m"] for name, each in scores.items() if "ue_error_m" in each}
+                    sketch = sketch_scene(deployment, example, estimates, errors, first, snr, map_scene)
                 bar.advance(task, len(indices))
     return SweepResult(
         snr_db=list(points),
