@@ -8,6 +8,10 @@ from pathlib import Path
 from sensing import options
 from sensing.errors import ConfigError
 
+OBJECTIVES = [
+    f"val/{name}" for name in ("loss", "error_over_peb_rms", "error_over_peb_median", "error_m_rms", "nmse_db")
+]
+
 
 def check_evaluation(config: options.Config) -> Path | None:
     """Check the keys of an evaluation, first of all; returns the observation file, None for synthetic scenes."""
@@ -31,7 +35,13 @@ def check_training(config: options.Config) -> None:
     check_scene(config)
     options.existing_file(config, "ckpt_path", optional=True)
     _check_threads(config)
+    if options.lookup(config, "estimator.unrolled") is None or options.lookup(config, "estimator.name") == "classical":
+        got = options.lookup(config, "estimator.name") or options.lookup(config, "estimator._target_")
+        raise ConfigError(f"estimator must have something to learn (say estimator=unfolded), got {got}, which has not")
+    options.choice(config, "objective", OBJECTIVES)
     options.integer(config, "trainer.max_epochs", low=-1)
+    options.integer(config, "data.batch_size", low=1)
+    options.numbers(config, "data.snr_db", length=2)
     options.positive(config, "optimizer.lr")
     options.choice(config, "trainer.precision", [32, "32", "32-true"])
     folder = Path(config["output_dir"])
