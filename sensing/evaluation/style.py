@@ -7,7 +7,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 PALETTE = {  # Okabe and Ito: told apart with any colour vision
     "classical": ("#0072B2", "o"),
@@ -17,7 +17,7 @@ PALETTE = {  # Okabe and Ito: told apart with any colour vision
     "genie_lmmse": ("#E69F00", "D"),
 }
 SPARE = (("#56B4E9", "P"), ("#7F3C8D", "X"), ("#8C6D31", "*"), ("#666666", "h"))
-BOUNDS = {"peb": ("#000000", "--", "PEB"), "peb_sync": ("#777777", ":", "PEB, offsets known")}
+BOUNDS = {"peb": ("#000000", "--", "bound"), "peb_sync": ("#777777", ":", "bound, offsets known")}
 
 
 def marks(name: str, names: Sequence[str]) -> tuple[str, str]:
@@ -49,10 +49,12 @@ def panels(count: int, width: float = 5.0, height: float = 4.0, **options: Any) 
 
 
 def log_scale(axes: Axes, which: str) -> None:
-    """Log scale of the x or y axis, labelled 0.01, 0.1, 1."""
+    """Log scale of the x or y axis around what is drawn, labelled 0.01, 0.1, 1, and 2 and 5 between on a short one."""
     axes.set(**{f"{which}scale": "log"})
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis, (low, high) = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > 50 * low else (1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:

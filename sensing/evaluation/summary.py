@@ -26,8 +26,10 @@ class Summary(NamedTuple):
     rms_over_peb: Value | None = None  # converged scenes
     converged: Value | None = None
     below_1m: Value | None = None
+    below_3m: Value | None = None
     nmse_db: Value | None = None  # mean
     flagged: Value | None = None
+    covered: Value | None = None  # true user inside the claimed 95 % ellipsoid
     time_s: float | None = None
     num_failed: int = 0  # scenes without a finite user position
 
@@ -39,8 +41,10 @@ HEADERS = {
     "rms_over_peb": "rms/PEB, converged",
     "converged": "converged [%]",
     "below_1m": "below 1 m [%]",
+    "below_3m": "below 3 m [%]",
     "nmse_db": "NMSE [dB]",
     "flagged": "flagged [%]",
+    "covered": "inside 95 % [%]",
     "time_s": "ms/scene",
 }
 
@@ -50,11 +54,12 @@ PRINTED = {
     "rms_over_peb": "rms/PEB*",
     "converged": "converged \\[%]",
     "below_1m": "below 1 m \\[%]",
+    "below_3m": "below 3 m \\[%]",
     "nmse_db": "NMSE \\[dB]",
     "flagged": "flagged \\[%]",
     "time_s": "ms/scene",
 }
-WITH_INTERVAL = ("median_m", "converged", "below_1m")
+WITH_INTERVAL = ("median_m", "converged", "below_1m", "below_3m")
 
 
 def summaries(result: SweepResult) -> list[Summary]:
@@ -84,8 +89,11 @@ def _summary(result: SweepResult, name: str, at: int) -> Summary:
             p90_m=with_interval(error, "p90"),
             rms_m=with_interval(error, "rms"),
             below_1m=proportion(error < 1.0),
+            below_3m=proportion(error < 3.0),
             num_failed=int(np.sum(~np.isfinite(error))),
         )
+    if "covered" in scores:
+        line = line._replace(covered=proportion(scores["covered"][at] == 1.0))
     if ratio is not None and converged is not None:
         line = line._replace(
             rms_over_peb=with_interval(ratio[at][converged[at]], "rms"), converged=proportion(converged[at])
@@ -96,10 +104,11 @@ def _summary(result: SweepResult, name: str, at: int) -> Summary:
 
 
 def shown_columns(lines: list[Summary]) -> dict[str, str]:
-    """Columns that some estimator fills; with a bound, `converged` stands in for `below 1 m`."""
+    """Columns that some estimator fills; with a bound, `converged` stands in for the shares below 1 m and 3 m."""
     filled = {key: head for key, head in HEADERS.items() if any(getattr(line, key) is not None for line in lines)}
     if "converged" in filled:
         filled.pop("below_1m", None)
+        filled.pop("below_3m", None)
     return filled
 
 
@@ -117,7 +126,7 @@ def _cell(key: str, value: Value | float | None) -> tuple[str, str]:
         return "-", ""
     if key == "nmse_db":
         return f"{value.value:.1f}", f"{value.low:.1f} .. {value.high:.1f}"
-    if key in ("converged", "below_1m", "flagged"):
+    if key in ("converged", "below_1m", "below_3m", "flagged", "covered"):
         return f"{100 * value.value:.1f}", f"{100 * value.low:.0f}–{100 * value.high:.0f}"
     return _number(value.value, 3), f"{_number(value.low, 2)}–{_number(value.high, 2)}"
 
