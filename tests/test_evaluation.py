@@ -22,6 +22,7 @@ from sensing.evaluation import SweepResult, evaluate_file, print_summary, run_sw
 from sensing.evaluation import runner as runner_module
 from sensing.evaluation.files import concatenate
 from sensing.evaluation.statistics import proportion, statistic
+from sensing.evaluation.style import PALETTE, marks
 from sensing.evaluation.tables import rows, write_per_scene, write_results
 from sensing.simulation import SceneSampler, Simulator, build_deployment
 
@@ -317,6 +318,14 @@ def test_figures_are_drawn_and_the_report_is_self_contained(result: SweepResult,
         "checkpoint",
     ):
         assert part in text, part
+
+
+def test_every_estimator_keeps_its_own_colour() -> None:
+    names = ["classical", "unfolded_untrained", "mine", "classical_tuned"]
+    looks = [marks(name, names) for name in names]
+    assert looks[:2] == [PALETTE["classical"], PALETTE["unfolded"]]
+    assert len(set(looks)) == len(names)
+    assert marks("unfolded_untrained", ["unfolded", "unfolded_untrained"]) != PALETTE["unfolded"]
 
 
 def test_printed_table_fits_every_number(result: SweepResult) -> None:

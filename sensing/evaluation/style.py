@@ -24,14 +24,14 @@ def marks(name: str, names: Sequence[str]) -> tuple[str, str]:
     """Colour and marker of an estimator, the same in every figure of a run.
 
     Args:
-        name: the estimator.
-        names: all estimators of the run; those without a colour of their own take the spare ones in this order.
+        name: the estimator; a variant such as `unfolded_untrained` looks like `unfolded` where it is the only one.
+        names: all estimators of the run; those without a look of their own take the spare ones in this order.
     """
-    base = name.split(" ")[0].split("-")[0]
     if name in PALETTE:
         return PALETTE[name]
-    if base in PALETTE and not any(other != name and other.startswith(base) for other in names):
-        return PALETTE[base]
+    for key, look in PALETTE.items():
+        if [other for other in names if other.startswith(key)] == [name]:
+            return look
     others = [other for other in names if other not in PALETTE]
     return SPARE[others.index(name) % len(SPARE)]
 
