@@ -45,12 +45,12 @@ def case(tiny):
     example = tiny.simulator.examples("test", [0], snr_db=10.0)
     geometry = random_geometry(deployment)
     problem, _ = prepare(example.observation, deployment, geometry, torch.complex128)
-    gram, matched, basis, mask = _products(geometry, problem)
+    gram, matched, basis, mask = _products(geometry, problem, torch.zeros(()).double())
     rng = torch.Generator().manual_seed(5)
     mean = torch.randn(mask.shape, generator=rng, dtype=torch.complex128) * mask
     root = 0.3 * torch.randn(*mask.shape, 3, generator=rng, dtype=torch.complex128) * mask[..., None]
     zero = torch.zeros(1, dtype=torch.float64)
-    posterior = Expectation(mean.real, zero, mean, root @ root.mH, problem.noise_var, zero, zero.long())
+    posterior = Expectation(mean.real, zero, mean, root @ root.mH, problem.noise_var, zero, mean.real, zero.long())
     return geometry, problem, posterior, root, (gram, matched, basis)
 
 

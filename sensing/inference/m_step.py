@@ -163,7 +163,7 @@ def gradient_step(system: System) -> tuple[Tensor, Tensor]:
     return torch.where(bound > 0, system.gradient / torch.where(bound > 0, bound, torch.ones_like(bound)), 0.0), free
 
 
-def capped(step: Tensor, free: Tensor, bs: int, scales: Scales, cap: float, steps: Steps) -> tuple[Tensor, Tensor]:
+def capped(step: Tensor, free: Tensor, bs: int, scales: Scales, cap: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
     """Relax and shorten a step.
 
     User and offsets are coupled: one factor for both, and for what follows them. A node that still moves by more than
@@ -174,7 +174,7 @@ def capped(step: Tensor, free: Tensor, bs: int, scales: Scales, cap: float, step
         free: [* bs free].
         bs: number of stations.
         scales: natural lengths.
-        cap: largest step in natural lengths.
+        cap: [] largest step in natural lengths.
         steps: relaxation factors.
     """
     ue, offset, node = step[..., :3], step[..., 3 : 3 + bs], step[..., 3 + bs :].unflatten(-1, (-1, 3))

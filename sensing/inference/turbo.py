@@ -28,6 +28,7 @@ class Expectation(NamedTuple):
     covariance: Tensor  # [* bs col col] complex
     power: Tensor  # [* bs] re-estimated variance of the gains that are present
     log_evidence: Tensor  # [*] at the nominal noise and power, hence comparable between layers
+    deviation: Tensor  # [* bs col] prior deviations of the gains behind this evidence
     clipped: Tensor  # [*] int64, extrinsic messages that were replaced by safe ones
 
     @property
@@ -109,7 +110,9 @@ def expectation(
     final = lmmse(gram, matched, noise, deviation)
     nominal = soft_deviation(b.log_odds, v, updated) * mask
     evidence = log_evidence(gram, matched, noise_var, nominal)
-    return Expectation(b.log_odds, b.node_log_odds, final.mean, final.covariance, updated, evidence.sum(-1), clipped)
+    return Expectation(
+        b.log_odds, b.node_log_odds, final.mean, final.covariance, updated, evidence.sum(-1), nominal, clipped
+    )
 
 
 def soft_deviation(log_odds: Tensor, variance: Tensor, power: Tensor) -> Tensor:

@@ -63,7 +63,9 @@ class Unrolled(nn.Module):
             for t in range(1 if tied else num_iterations)
         )
         base = {name: values[-1] if name in per_layer else values for name, values in settings.items()}
-        self.polisher = Iteration(**(base | {"missing": 1.0, "step": 1.0})).requires_grad_(False) if polish else None
+        self.polisher = (
+            Iteration(**(base | {"missing": 1.0, "step": 1.0, "taper": 0.0})).requires_grad_(False) if polish else None
+        )
 
     def forward(
         self, observation: Observation, deployment: Deployment, geometry: Geometry, history: bool = False
@@ -86,7 +88,7 @@ class Unrolled(nn.Module):
             if history and step > 0:
                 seen.append(_accepted(state))
             state = layer.propose(state, problem)
-        state = schedule[-1].evaluate(state, problem)
+        state = schedule[-1].conclude(state, problem)
         assert state.clipped is not None
         assert state.rejected is not None
         final = _accepted(state)
