@@ -15,7 +15,7 @@ OBJECTIVES = [
 
 def check_evaluation(config: options.Config) -> Path | None:
     """Check the keys of an evaluation, first of all; returns the observation file, None for synthetic scenes."""
-    _check_command(config, "evaluate", needed="available")
+    _check_command(config, "evaluate", "eval", foreign={"trainer", "optimizer", "loss", "callbacks", "ckpt_path"})
     options.names(config, "estimators", options.lookup(config, "available") or {})
     options.existing_file(config, "checkpoint", optional=True)
     _check_threads(config)
@@ -31,7 +31,7 @@ def check_evaluation(config: options.Config) -> Path | None:
 
 def check_training(config: options.Config) -> None:
     """Check the keys of a training, first of all."""
-    _check_command(config, "train", needed="trainer")
+    _check_command(config, "train", "trainer", foreign={"eval", "available", "estimators", "checkpoint"})
     check_scene(config)
     options.existing_file(config, "ckpt_path", optional=True)
     _check_threads(config)
@@ -48,9 +48,7 @@ def check_training(config: options.Config) -> None:
     used = sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
     requeued = any(folder.glob("hpc_ckpt_*.ckpt"))  # Lightning resumes a preempted Slurm job by itself
     if used and config["ckpt_path"] is None and not requeued:
-        raise ConfigError(
-            f"hydra.run.dir must be a new folder, or resume with ckpt_path=, got {folder}, which holds {used}"
-        )
+        raise ConfigError(f"hydra.run.dir must be a new folder (or resume with ckpt_path=), got {folder} with {used}")
 
 
 def check_scene(config: options.Config) -> None:
@@ -66,12 +64,11 @@ def check_scene(config: options.Config) -> None:
         options.positive(config, drawn, allow_zero=True)
 
 
-def _check_command(config: options.Config, command: str, needed: str) -> None:
-    """An experiment of one command given to the other leaves a configuration that lacks the other's groups."""
-    if needed not in config or ("available" in config) == ("trainer" in config):
-        raise ConfigError(
-            f"{command}.py must get a configuration of conf/{command}.yaml, got the keys {sorted(config)}"
-        )
+def _check_command(config: options.Config, command: str, needed: str, foreign: set[str]) -> None:
+    """An experiment of one command given to the other adds keys that nothing would read."""
+    unread = sorted(foreign & set(config))
+    if needed not in config or unread:
+        raise ConfigError(f"{command}.py must get a configuration or experiment of its own, got one with {unread}")
 
 
 def _check_threads(config: options.Config) -> None:

@@ -4,6 +4,7 @@ A `_target_` in a YAML file names the function or class that is called with the 
 """
 
 import logging
+import re
 import shlex
 import warnings
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ from sensing.evaluation.summary import print_summary
 from sensing.evaluation.sweep import run_sweep
 from sensing.preflight import check_evaluation, check_scene, check_training
 from sensing.simulation import Simulator
+
+_SHAPES_THE_SCENE = re.compile(r"(scene\.|array[=.]|ofdm[=.]|detector[=.]|prior[=.])")
+"""Overrides of train.py that evaluate.py needs too, beside the choice of the scene."""
 
 
 def make(config: Any, key: str, **values: Any) -> Any:
@@ -187,20 +191,24 @@ def train(config: DictConfig) -> float:
     after = trainer.test(learner, data, verbose=False)[0]
     if trainer.is_global_zero:
         print_comparison(before, after)
-        print(f"evaluate it: {_evaluate_command(config, best)}" if best else "no checkpoint was saved")
+        print(f"evaluate it: {_evaluate_command(best)}" if best else "no checkpoint was saved")
     return float(chosen[settings["objective"]])
 
 
 def build_trainer(config: DictConfig) -> Any:
     """The Trainer with callbacks and loggers; entries that are null, or that the Trainer switches off, are left out."""
-    off = {"progress": not config.trainer.enable_progress_bar, "checkpoint": not config.trainer.enable_checkpointing}
+    trainer = config.trainer
+    off = {
+        "progress": not trainer.enable_progress_bar,
+        "checkpoint": not trainer.enable_checkpointing or bool(trainer.fast_dev_run),
+    }
     callbacks = [
         make(node, f"callbacks.{name}")
         for name, node in (config.get("callbacks") or {}).items()
         if node is not None and not off.get(str(name), False)
     ]
     loggers = [make(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items() if node is not None]
-    return make(config.trainer, "trainer", callbacks=callbacks, logger=loggers or False)
+    return make(trainer, "trainer", callbacks=callbacks, logger=loggers or False)
 
 
 def check_resume(path: str, learner: torch.nn.Module) -> None:
@@ -229,17 +237,19 @@ def print_comparison(before: Mapping[str, float], after: Mapping[str, float]) ->
     Console().print(table)
 
 
-def _evaluate_command(config: DictConfig, checkpoint: str) -> str:
+def _evaluate_command(checkpoint: str) -> str:
     """The command that evaluates a checkpoint on the scenes that it was trained for."""
-    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    groups = [f"{group}={chosen[group]}" for group in ("scene",) if group in chosen]
+    arguments = []
+    if HydraConfig.initialized():
+        choices, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
+        arguments = [f"scene={choices['scene']}", *(text for text in overrides if _SHAPES_THE_SCENE.match(text))]
     path = Path(checkpoint).resolve()
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return shlex.join(["python", "evaluate.py", *groups, f"checkpoint={shown}"])
+    return shlex.join(["python", "evaluate.py", *arguments, f"checkpoint={shown}"])
 
 
 def _quiet_lightning() -> None:
-    """Lightning logs every line twice under Hydra, lists absent devices and advertises; a warning is about its own code."""
+    """Lightning logs every line twice under Hydra, lists absent devices, advertises, and warns of its own code."""
     logging.getLogger("lightning").handlers.clear()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -91,6 +91,7 @@ def test_train_then_evaluate_the_checkpoint_it_names(tmp_path):
         "trainer.limit_train_batches=1",
         "trainer.limit_val_batches=1",
         "data.batch_size=4",
+        "data.test_scenes=4",
         "hydra.run.dir=run",
         cwd=tmp_path,
     )
@@ -103,7 +104,6 @@ def test_train_then_evaluate_the_checkpoint_it_names(tmp_path):
     run(
         "evaluate.py",
         *command[1].split(),
-        *SMALL[:3],
         "eval.num_scenes=2",
         "eval.snr_db=[10]",
         "hydra.run.dir=report",
@@ -134,7 +134,15 @@ def test_train_then_evaluate_the_checkpoint_it_names(tmp_path):
 
 
 def test_fast_dev_run_saves_nothing(tmp_path):
-    done = run("train.py", *SMALL, "trainer.fast_dev_run=true", "data.batch_size=4", "hydra.run.dir=run", cwd=tmp_path)
+    done = run(
+        "train.py",
+        *SMALL,
+        "trainer.fast_dev_run=true",
+        "data.batch_size=4",
+        "data.test_scenes=4",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+    )
     assert "no checkpoint was saved" in done.stdout
     assert not list(tmp_path.rglob("*.ckpt"))
 

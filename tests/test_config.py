@@ -227,8 +227,11 @@ def test_unknown_key_and_unknown_option_are_hydras_clear_errors(command):
 
 
 def test_an_experiment_of_the_other_command_is_refused():
-    with pytest.raises(SensingError, match=r"train\.py must get a configuration of conf/train\.yaml"):
-        preflight.check_training(runs.plain(composed("train", "experiment=hall_hard_snr")))
+    with pytest.raises(
+        SensingError,
+        match=r"train\.py must get a configuration or experiment of its own, got one with \['estimators', 'eval'\]",
+    ):
+        preflight.check_training(runs.plain(composed("train", "experiment=hall_hard_sigma")))
 
 
 def test_every_key_of_the_yaml_files_has_a_unit_or_a_meaning():
