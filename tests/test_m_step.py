@@ -5,7 +5,7 @@ import torch
 
 from sensing.containers import Geometry
 from sensing.inference import m_step
-from sensing.inference.iteration import _products, columns, normal_equations, prepare
+from sensing.inference.state import columns, normal_equations, prepare, products
 from sensing.inference.turbo import Expectation
 from sensing.operators.khatri_rao import path_operator
 from sensing.simulation.sampler import scene_generator
@@ -45,7 +45,7 @@ def case(tiny):
     example = tiny.simulator.examples("test", [0], snr_db=10.0)
     geometry = random_geometry(deployment)
     problem, _ = prepare(example.observation, deployment, geometry, torch.complex128)
-    gram, matched, basis, mask = _products(geometry, problem, torch.zeros(()).double())
+    gram, matched, basis, mask = products(geometry, problem, torch.zeros(()).double())
     rng = torch.Generator().manual_seed(5)
     mean = torch.randn(mask.shape, generator=rng, dtype=torch.complex128) * mask
     root = 0.3 * torch.randn(*mask.shape, 3, generator=rng, dtype=torch.complex128) * mask[..., None]

@@ -9,9 +9,10 @@ from torch.func import functional_call
 from sensing.bounds.asynchronous import uplink_bound
 from sensing.containers import Geometry, map_tensors
 from sensing.errors import ConfigError
-from sensing.inference.iteration import Iteration, prepare
+from sensing.inference.iteration import Iteration
 from sensing.inference.outcome import to_estimate
 from sensing.inference.starts import perturbed_start
+from sensing.inference.state import prepare
 from sensing.inference.unrolled import Unrolled
 from sensing.simulation.sampler import scene_generator
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from sensing.containers import Estimate, Geometry
 from sensing.geometry import bounce_on_ray, direction_and_range
 from sensing.inference import m_step
-from sensing.inference.iteration import Evaluation, Problem, column_operator, final_system
+from sensing.inference.state import Evaluation, Problem, column_operator, final_system
 from sensing.units import SPEED_OF_LIGHT
 
 LEAST_SLOPE = 1e-3

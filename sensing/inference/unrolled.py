@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sensing.containers import Deployment, Geometry, Observation
 from sensing.errors import ConfigError
-from sensing.inference.iteration import Evaluation, Iteration, Problem, State, prepare
+from sensing.inference.iteration import Iteration
+from sensing.inference.state import Evaluation, Problem, State, prepare
 
 
 class Refined(NamedTuple):

@@ -1,0 +1,161 @@
+"""What iterations hand on, and the products with the observation that they are made of."""
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from sensing.containers import Deployment, Geometry, Observation
+from sensing.geometry import bounce_ranges, tangent_basis
+from sensing.inference import m_step
+from sensing.inference.linearisation import System, location_jacobian, location_system, path_curvature, path_gradient
+from sensing.inference.lmmse import log_evidence
+from sensing.inference.turbo import Expectation, received_power
+from sensing.operators.khatri_rao import PathOperator, extended_operator
+
+T = TypeVar("T")
+
+
+class Evaluation(NamedTuple):
+    """The E-step and the normal equations at one geometry."""
+
+    geometry: Geometry
+    expectation: Expectation
+    system: System  # priors included
+    objective: Tensor  # [*] log evidence + log prior, up to a constant
+    taper: Tensor  # [*] of the pilots behind all this
+
+
+class State(NamedTuple):
+    """What iterations hand on."""
+
+    proposal: Geometry  # to be evaluated next
+    power: Tensor  # [* bs] variance of the gains that are present
+    damping: Tensor  # [*] factor on the configured LM damping, at least 1
+    accepted: Evaluation | None = None  # best point so far; None before the first E-step
+    clipped: Tensor | None = None  # [*] int64, guards of the E-step that acted so far
+    rejected: Tensor | None = None  # [*] int64, proposals dropped so far
+
+
+class Problem(NamedTuple):
+    """The observation, prepared once for all iterations."""
+
+    y: Tensor  # [* bs ant sc] in the precision of the large products
+    noise_var: Tensor  # [* bs] float64
+    deployment: Deployment
+    precision: Tensor  # [theta] of the Gaussian priors
+    prior_mean: Tensor  # [theta]
+    scales: m_step.Scales
+    place: Tensor  # [sc] pilots in the band, from -1 to 1
+
+
+def prepare(
+    observation: Observation, deployment: Deployment, geometry: Geometry, dtype: torch.dtype
+) -> tuple[Problem, State]:
+    """Problem and first state of a start geometry.
+
+    Args:
+        observation: batch of observations.
+        deployment: the stations.
+        geometry: where to start.
+        dtype: complex type of the products with the observation; all else is double.
+    """
+    precision, mean = m_step.prior_precision(deployment, geometry.node_mask.shape[-1])
+    noise_var = observation.noise_var.double()
+    first, last = deployment.pilot_freq[0], deployment.pilot_freq[-1]
+    place = (2.0 * deployment.pilot_freq - first - last) / torch.where(
+        last > first, last - first, torch.ones_like(last)
+    )
+    scales = m_step.natural_scales(deployment)
+    problem = Problem(observation.y.to(dtype), noise_var, deployment, precision, mean, scales, place)
+    entries = observation.y.shape[-2] * observation.y.shape[-1]
+    energy = observation.y.real.double().square().sum((-2, -1)) + observation.y.imag.double().square().sum((-2, -1))
+    count = (geometry.member & geometry.node_mask[..., None, :]).sum(-1) + geometry.free_mask.sum(-1)
+    power = received_power(energy, entries, noise_var, count)
+    return problem, State(geometry, power, torch.ones_like(geometry.ue_position[..., 0]))
+
+
+def columns(geometry: Geometry, deployment: Deployment) -> tuple[Tensor, Tensor, Tensor]:
+    """Range [* bs col], direction [* bs col xyz] and mask [* bs col] of all columns: located nodes, then free paths."""
+    range_m, direction, _, _ = bounce_ranges(
+        geometry.node_position, geometry.ue_position, deployment.bs_position, geometry.offset_m
+    )
+    mask = geometry.node_mask[..., None, :].expand(range_m.shape)
+    return (
+        torch.cat([range_m, geometry.free_range_m], -1),
+        torch.cat([direction, geometry.free_direction], -2),
+        torch.cat([mask, geometry.free_mask], -1),
+    )
+
+
+def column_operator(geometry: Geometry, deployment: Deployment) -> PathOperator:
+    """Sensing matrix of a geometry, without derivatives."""
+    range_m, direction, mask = columns(geometry, deployment)
+    return extended_operator(range_m, direction, deployment, mask).plain
+
+
+def products(geometry: Geometry, problem: Problem, taper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gram [* bs col 4 col 4] and `rmatvec(y)` [* bs col 4] in double, tangents [* bs col xyz 2], mask [* bs col]."""
+    range_m, direction, mask = columns(geometry, problem.deployment)
+    basis = tangent_basis(direction)
+    operator = extended_operator(range_m, direction, problem.deployment, mask, basis, problem.y.dtype)
+    weight = pilot_weight(problem, taper)
+    operator = operator._replace(delay=operator.delay * weight[:, None, None])
+    return operator.gram().to(torch.complex128), operator.rmatvec(problem.y * weight).to(torch.complex128), basis, mask
+
+
+def pilot_weight(problem: Problem, taper: Tensor) -> Tensor:
+    """Amplitude by which a taper scales each pilot of data and model, [sc]; exactly one at taper zero."""
+    return torch.exp(-0.5 * taper * problem.place.square()).to(problem.y.real.dtype)
+
+
+def objective_at(evaluation: Evaluation, taper: Tensor, problem: Problem) -> Tensor:
+    """Objective of an evaluated point on pilots of another taper, [*]."""
+    if bool((evaluation.taper == taper).all()):
+        return evaluation.objective
+    operator, weight = (
+        column_operator(evaluation.geometry, problem.deployment),
+        pilot_weight(problem, taper.reshape(-1)[0]),
+    )
+    operator = operator._replace(delay=operator.delay * weight[:, None])
+    gram, matched = operator.gram(), operator.rmatvec(problem.y.to(torch.complex128) * weight)
+    evidence = log_evidence(gram, matched, problem.noise_var, evaluation.expectation.deviation).sum(-1)
+    return evidence + m_step.log_prior(evaluation.geometry, problem.precision, problem.prior_mean)
+
+
+def normal_equations(
+    geometry: Geometry,
+    posterior: Expectation,
+    gram: Tensor,
+    matched: Tensor,
+    basis: Tensor,
+    noise_var: Tensor,
+    problem: Problem,
+    missing: Tensor | float,
+) -> System:
+    """Gradient and curvature over (u, c * offsets, nodes; free paths), priors included."""
+    gradient = path_gradient(gram, matched, posterior.mean, posterior.covariance, noise_var)
+    curvature = path_curvature(gram, posterior.mean, posterior.covariance, noise_var, missing)
+    nodes = geometry.node_mask.shape[-1]
+    _, direction, station_leg, user_direction = bounce_ranges(
+        geometry.node_position, geometry.ue_position, problem.deployment.bs_position, geometry.offset_m
+    )
+    jacobian = location_jacobian(direction, basis[..., :nodes, :, :], station_leg, user_direction, geometry.node_mask)
+    system = location_system(gradient, curvature, jacobian)
+    return m_step.with_priors(system, geometry, problem.precision, problem.prior_mean)
+
+
+def final_system(evaluation: Evaluation, problem: Problem) -> System:
+    """Normal equations with the gains eliminated, at the nominal noise: the information that the result reports."""
+    gram, matched, basis, _ = products(evaluation.geometry, problem, torch.zeros_like(problem.scales.metre))
+    return normal_equations(
+        evaluation.geometry, evaluation.expectation, gram, matched, basis, problem.noise_var, problem, 1.0
+    )
+
+
+def select(condition: Tensor, new: T, old: T) -> T:
+    """`torch.where` over all tensors of a nested NamedTuple; the condition has the batch axes [*]."""
+    if isinstance(new, Tensor):
+        assert isinstance(old, Tensor)
+        return torch.where(condition.reshape(condition.shape + (1,) * (new.ndim - condition.ndim)), new, old)  # type: ignore
+    return type(new)(*(select(condition, a, b) for a, b in zip(new, old, strict=True)))  # type: ignore
