@@ -198,10 +198,8 @@ def train(config: DictConfig) -> float:
 def build_trainer(config: DictConfig) -> Any:
     """The Trainer with callbacks and loggers; entries that are null, or that the Trainer switches off, are left out."""
     trainer = config.trainer
-    off = {
-        "progress": not trainer.enable_progress_bar,
-        "checkpoint": not trainer.enable_checkpointing or bool(trainer.fast_dev_run),
-    }
+    saves = trainer.enable_checkpointing and not trainer.fast_dev_run
+    off = {"progress": not trainer.enable_progress_bar, "checkpoint": not saves, "last": not saves}
     callbacks = [
         make(node, f"callbacks.{name}")
         for name, node in (config.get("callbacks") or {}).items()
@@ -253,7 +251,10 @@ def _quiet_lightning() -> None:
     logging.getLogger("lightning").handlers.clear()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*(treespec, LeafSpec|does not have many workers).*")
+    warnings.filterwarnings(
+        "ignore",
+        message=".*(treespec, LeafSpec|does not have many workers|recommended to use `self.log|logging interval).*",
+    )
 
 
 def _set_threads(config: options.Config) -> None:

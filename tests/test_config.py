@@ -14,7 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from sensing import arrays, ofdm, preflight, runs
 from sensing.cli import conf_dir
+from sensing.coarse.detection import PathDetector
+from sensing.coarse.localization import CoarseLocalizer
+from sensing.data.scenes import SceneDataModule
 from sensing.errors import ConfigError, DomainError, SensingError
+from sensing.fusion.weights import FusionWeights
+from sensing.inference.iteration import Iteration
+from sensing.inference.unrolled import Unrolled
+from sensing.losses import BoundNormalisedLoss
 from sensing.simulation import SceneSampler, Simulator, build_deployment
 
 CONF = Path(conf_dir())
@@ -105,6 +112,29 @@ def test_every_estimator_builds(name):
     config = composed("evaluate", f"estimators=[{name}]")
     (estimator,) = runs.build_estimators(config).values()
     assert estimator.name == name
+
+
+def defaults(function) -> dict:
+    """Keyword parameters of a function or class with their defaults."""
+    parameters = inspect.signature(function).parameters.items()
+    return {name: each.default for name, each in parameters if each.default is not each.empty}
+
+
+def test_yaml_and_python_have_the_same_defaults():
+    """An object built in a notebook without arguments is the one that the commands use."""
+    train, evaluate = (OmegaConf.to_container(composed(command), resolve=True) for command in COMMANDS)
+    unrolled = {name: value for name, value in defaults(Unrolled).items() if name != "dtype"} | defaults(Iteration)
+    classical = evaluate["available"]["classical"]
+    for node, wanted in (
+        (train["detector"], defaults(PathDetector)),
+        (train["data"], {**defaults(SceneDataModule), "snr_db": [-2.0, 20.0], "amplitude": [0.5, 6.0]}),
+        (train["loss"], defaults(BoundNormalisedLoss)),
+        (train["fusion"]["weights"], defaults(FusionWeights)),
+        (classical["localizer"], {k: v for k, v in defaults(CoarseLocalizer).items() if k != "fusion"}),
+        (classical["unrolled"], unrolled),
+    ):
+        written = {key: value for key, value in node.items() if key not in ("_target_", "dtype")}
+        assert written == wanted
 
 
 def test_hall_in_yaml_is_the_hall_in_python():

@@ -1,0 +1,91 @@
+"""Training as `runs.train` does it: resumed equals unbroken, foreign and broken checkpoints are refused."""
+
+import math
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from sensing import runs
+from sensing.cli import conf_dir
+from sensing.errors import CheckpointError, ConfigError
+from sensing.learning import Learner
+
+SMALL = [
+    *("array.num_y=3", "array.num_z=2", "ofdm.num_subcarriers=256", "estimator.unrolled.num_iterations=2"),
+    *(
+        "data.batch_size=2",
+        "data.scenes_per_epoch=4",
+        "data.val_scenes=2",
+        "data.test_scenes=2",
+        "data.detected_every=2",
+    ),
+    *("callbacks.progress=null", "trainer.enable_progress_bar=false", "logger=none"),
+]
+
+
+def config(folder, *overrides, command="train"):
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return compose(command, [*(SMALL if command == "train" else ()), f"output_dir={folder}", *overrides])
+
+
+def test_resumed_training_equals_the_unbroken_one(tmp_path, capsys):
+    objective = runs.train(config(tmp_path / "whole", "trainer.max_epochs=2"))
+    assert isinstance(objective, float)
+    assert math.isfinite(objective)
+    shown = capsys.readouterr().out
+    assert "untrained" in shown
+    assert "evaluate it: python evaluate.py" in shown
+    runs.train(config(tmp_path / "first", "trainer.max_epochs=1"))
+    last = tmp_path / "first/checkpoints/last.ckpt"
+    runs.train(config(tmp_path / "second", "trainer.max_epochs=2", f"ckpt_path={last}"))
+    states = [
+        torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in ("whole", "second")
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    start = torch.load(last, weights_only=True)["state_dict"]
+    assert any(not torch.equal(value, start[name]) for name, value in states[0].items())
+
+
+def learner(num_iterations):
+    plain = runs.plain(config("unused", f"estimator.unrolled.num_iterations={num_iterations}"))
+    return Learner(plain["estimator"], plain["loss"], plain["optimizer"])
+
+
+def test_checkpoint_of_another_architecture_is_refused(tmp_path):
+    path = str(tmp_path / "two.ckpt")
+    torch.save({"state_dict": learner(2).state_dict()}, path)
+    runs.check_resume(path, learner(2))
+    with pytest.raises(
+        CheckpointError, match=r"ckpt_path must belong to the configured estimator: .* is \[.*got absent"
+    ):
+        runs.check_resume(path, learner(3))
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 truncated"])
+def test_broken_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "broken.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"ckpt_path must be a checkpoint of train\.py"):
+        runs.check_resume(str(path), learner(1))
+    with pytest.raises(CheckpointError, match="checkpoint must be"):
+        runs.build_estimators(config(tmp_path, f"checkpoint={path}", command="evaluate"))
+
+
+def test_untrained_unfolded_estimator_is_labelled_so(tmp_path):
+    names = list(runs.build_estimators(config(tmp_path, "estimators=[classical,unfolded]", command="evaluate")))
+    assert names == ["classical", "unfolded_untrained"]
+
+
+def test_null_entries_and_switches_leave_out_callbacks(tmp_path):
+    trainer = runs.build_trainer(config(tmp_path, "callbacks.figure=null", "trainer.enable_checkpointing=false"))
+    kinds = {type(each).__name__ for each in trainer.callbacks}
+    assert "ParameterLog" in kinds
+    assert not kinds & {"SceneFigure", "ModelCheckpoint", "RichProgressBar"}
+
+
+def test_nothing_to_learn_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"estimator must have something to learn .*, got classical"):
+        runs.train(config(tmp_path, "estimator=classical"))
