@@ -1,6 +1,7 @@
 """The multi-station estimator: detect, locate coarsely, refine by unrolled EM.
 
-The classical estimator is this class with tied, neutral corrections; the unfolded one is the same class, untied and learned.
+The classical estimator is this class with tied, neutral corrections; the unfolded one is the same class, untied and
+learned.
 """
 
 from collections.abc import Mapping
@@ -94,7 +95,9 @@ class LocationEstimator(nn.Module):
         flags = coarse.flags | torch.where(lost, Flag.DIVERGED, 0)
         return estimate._replace(cost_per_dof=coarse.cost_per_dof, flags=flags)
 
-    def refine(self, observation: Observation, deployment: Deployment, coarse: CoarseLocation) -> tuple[Refined, Tensor]:
+    def refine(
+        self, observation: Observation, deployment: Deployment, coarse: CoarseLocation
+    ) -> tuple[Refined, Tensor]:
         """Unrolled iterations from the coarse geometry, and which scenes had to return to it [b] bool."""
         refined = self.unrolled(observation, deployment, coarse.geometry)
         lost = _strayed(refined.final.geometry, coarse, deployment)
@@ -107,8 +110,8 @@ class LocationEstimator(nn.Module):
 def _strayed(geometry: Geometry, coarse: CoarseLocation, deployment: Deployment) -> Tensor:
     """Whether the refined user lies further from the coarse one than errors of the coarse stage can explain.
 
-    The iterations only converge from within a fraction of the delay resolution c / B, so a longer move is a divergence unless the
-    coarse covariance itself is that wide.
+    The iterations only converge from within a fraction of the delay resolution c / B, so a longer move is a divergence
+    unless the coarse covariance itself is that wide.
     """
     move = (geometry.ue_position - coarse.geometry.ue_position).norm(dim=-1)
     variance = torch.linalg.inv_ex(coarse.solution.information)[0].diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1)
@@ -137,7 +140,12 @@ def build_estimator(
     """
     return LocationEstimator(
         detector if isinstance(detector, PathDetector) else _part("detector", PathDetector, detector),
-        _part("localizer", CoarseLocalizer, localizer, fusion=None if fusion is None else _part("fusion", FusionWeights, fusion)),
+        _part(
+            "localizer",
+            CoarseLocalizer,
+            localizer,
+            fusion=None if fusion is None else _part("fusion", FusionWeights, fusion),
+        ),
         _part("unrolled", Unrolled, unrolled),
         name,
     )

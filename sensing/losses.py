@@ -1,7 +1,7 @@
 """Training losses, normalised by what is achievable in each scene.
 
-A plain squared error is dominated by the few scenes with a bad geometry; dividing by the bound makes all scenes count alike, and
-the logarithm keeps outliers from drowning the rest:
+A plain squared error is dominated by the few scenes with a bad geometry; dividing by the bound makes all scenes count
+alike, and the logarithm keeps outliers from drowning the rest:
 
     loss = sum_t w_t mean log(1 + |u_t - u|^2 / PEB^2) + c mean log(1 + NMSE / (4 NMSE_ref))
 
@@ -56,7 +56,11 @@ class BoundNormalisedLoss:
     """
 
     def __init__(self, channel_weight: float = 0.3, final_weight: float = 2.0, coarse_weight: float = 0.5) -> None:
-        for name, value in (("channel_weight", channel_weight), ("final_weight", final_weight), ("coarse_weight", coarse_weight)):
+        for name, value in (
+            ("channel_weight", channel_weight),
+            ("final_weight", final_weight),
+            ("coarse_weight", coarse_weight),
+        ):
             if not value >= 0:
                 raise ConfigError(f"loss.{name} must be >= 0, got {value}")
         self.channel_weight, self.final_weight, self.coarse_weight = channel_weight, final_weight, coarse_weight

@@ -35,7 +35,14 @@ def _log_vote(value: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, l
 
 
 def align_stations(
-    pairs: RayPairs, num_bs: int, ambiguity: Tensor, span: Tensor, hypotheses: int = 3, seeds: int = 8, proposals: int = 32, log_odds: float = -2.0
+    pairs: RayPairs,
+    num_bs: int,
+    ambiguity: Tensor,
+    span: Tensor,
+    hypotheses: int = 3,
+    seeds: int = 8,
+    proposals: int = 32,
+    log_odds: float = -2.0,
 ) -> Alignment:
     """Offset differences of all stations to station 0.
 
@@ -98,7 +105,9 @@ def align_stations(
     return _best_distinct(offset, score, aligned, ambiguity, hypotheses)
 
 
-def _distinct_peaks(support: Tensor, pairs: RayPairs, same: Tensor, ambiguity: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _distinct_peaks(
+    support: Tensor, pairs: RayPairs, same: Tensor, ambiguity: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
     """The `count` best supported pairs, one for each station pair and value."""
     near = wrap(pairs.offset_difference[:, :, None] - pairs.offset_difference[:, None, :], ambiguity).square() < 9.0 * (
         pairs.offset_variance[:, :, None] + pairs.offset_variance[:, None, :]
@@ -109,17 +118,26 @@ def _distinct_peaks(support: Tensor, pairs: RayPairs, same: Tensor, ambiguity: T
 
 
 def _proposal_votes(
-    proposal: Tensor, new: Tensor, offset: Tensor, known: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, log_odds: float
+    proposal: Tensor,
+    new: Tensor,
+    offset: Tensor,
+    known: Tensor,
+    pairs: RayPairs,
+    span: Tensor,
+    ambiguity: Tensor,
+    log_odds: float,
 ) -> Tensor:
     """Votes [b seed proposal] of the pairs that join each proposal's station with aligned ones."""
-    batch, seeds, size = proposal.shape
+    batch, seeds, _ = proposal.shape
     total = torch.zeros_like(proposal)
     scenes = torch.arange(batch, device=proposal.device)[:, None, None]
     seed_axis = torch.arange(seeds, device=proposal.device)[None, :, None]
     a, b = (pairs.station[..., side][:, None, :] for side in (0, 1))  # [b 1 pair]
     known_a, known_b = known[scenes, seed_axis, a], known[scenes, seed_axis, b]
     offset_a, offset_b = offset[scenes, seed_axis, a], offset[scenes, seed_axis, b]
-    implied = torch.where(known_a, offset_a - pairs.offset_difference[:, None], offset_b + pairs.offset_difference[:, None])
+    implied = torch.where(
+        known_a, offset_a - pairs.offset_difference[:, None], offset_b + pairs.offset_difference[:, None]
+    )
     joined = torch.where(known_a, b, a)  # the unknown station of each voting pair
     votes = (known_a ^ known_b) & pairs.mask[:, None, :]
     residual = wrap(proposal[..., :, None] - implied[..., None, :], ambiguity)
@@ -149,7 +167,12 @@ def _polish(offset: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, lo
             pairs.station[..., 1], num_bs
         )
         incidence = incidence.to(offset.dtype)[:, None]
-        normal = torch.einsum("bsh,bshi,bshj->bsij", weight, incidence.expand(*weight.shape, num_bs), incidence.expand(*weight.shape, num_bs))
+        normal = torch.einsum(
+            "bsh,bshi,bshj->bsij",
+            weight,
+            incidence.expand(*weight.shape, num_bs),
+            incidence.expand(*weight.shape, num_bs),
+        )
         right = torch.einsum("bsh,bsh,bshi->bsi", weight, residual, incidence.expand(*weight.shape, num_bs))
         scale = normal.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)
         anchor = torch.zeros(num_bs, num_bs, dtype=offset.dtype, device=offset.device)

@@ -1,12 +1,12 @@
 """Clusters of paths that stem from one scatterer, chosen by their evidence.
 
-With the clock offsets aligned (relative to station 0) a scatterer s that n stations see obeys 3 n equations in 4 unknowns,
-(s, e), where e = ||s - u|| + c delta_0 is common to all stations:
+With the clock offsets aligned (relative to station 0) a scatterer s that n stations see obeys 3 n equations in 4
+unknowns, (s, e), where e = ||s - u|| + c delta_0 is common to all stations:
 
     r_q - D_q = ||s - b_q|| + e,    k_q = (s - b_q) / ||s - b_q||
 
-A cluster is judged by the log ratio of its marginal likelihood (Laplace, uniform prior of (s, e) over the region and the
-delay span) to that of n unrelated paths (each uniform over directions and delays). Positive means one scatterer.
+A cluster is judged by the log ratio of its marginal likelihood (Laplace, uniform prior of (s, e) over the region and
+the delay span) to that of n unrelated paths (each uniform over directions and delays). Positive means one scatterer.
 """
 
 import math
@@ -84,7 +84,8 @@ def fit_clusters(
     information = gather_members(paths.information, path) * member[..., None, None]
     ambiguity = deployment.range_ambiguity
     eye = torch.eye(3, dtype=position.dtype, device=position.device)
-    variance, extra = None, 0.0
+    variance: Tensor | None = None
+    extra: Tensor | float = 0.0
     for step in range(steps + 1):
         difference = position[..., None, :] - deployment.bs_position  # [b n bs xyz]
         leg = difference.norm(dim=-1).clamp_min(1e-3)
@@ -118,7 +119,9 @@ def fit_clusters(
     return _Fit(position, excess, normal, chi2, variance)
 
 
-def log_evidence(path: Tensor, fit: _Fit, log_det: Tensor, log_volume: Tensor, log_space: Tensor, log_span: Tensor) -> Tensor:
+def log_evidence(
+    path: Tensor, fit: _Fit, log_det: Tensor, log_volume: Tensor, log_space: Tensor, log_span: Tensor
+) -> Tensor:
     """Log marginal likelihood ratio of one scatterer against unrelated paths, [b n].
 
     Args:
@@ -216,7 +219,7 @@ def _complete(path: Tensor, fit: _Fit, ranges: Tensor, paths: PathEstimates, dep
 
 
 def innovation(fit: _Fit, ranges: Tensor, paths: PathEstimates, deployment: Deployment) -> Tensor:
-    """Squared normalised distance (3 degrees of freedom) of every path to every cluster, [b n bs path]; inf if absent."""
+    """Squared normalised distance (3 degrees of freedom) of all paths to all clusters, [b n bs path]; inf if absent."""
     eye4 = torch.eye(4, dtype=ranges.dtype, device=ranges.device)
     scale = fit.information.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).rsqrt()
     scaled = fit.information * scale[..., :, None] * scale[..., None, :] + 1e-10 * eye4
@@ -243,7 +246,7 @@ def innovation(fit: _Fit, ranges: Tensor, paths: PathEstimates, deployment: Depl
 
 def _greedy(path: Tensor, fit: _Fit, ratio: Tensor, limit: int) -> Clusters:
     """Take the best cluster, forbid its paths, repeat."""
-    batch, size, stations = path.shape
+    batch, size, _ = path.shape
     rows = torch.arange(batch, device=path.device)
     chosen, scores = [], []
     conflict_free = ratio.clone()

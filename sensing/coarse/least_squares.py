@@ -4,8 +4,8 @@
     r_kq = [ ||s_k - b_q|| + ||s_k - u|| + c delta_q - range_q ; (s_k - b_q)/||s_k - b_q|| - direction_q ]
 
 with W the full information of each detected path, so that it is the maximum a posteriori estimate given the detections.
-Levenberg-Marquardt with the scatterers eliminated (3x3 blocks); everything is batched over scenes and starts. It converges from
-anywhere in a hall, unlike the refinement on the signal itself.
+Levenberg-Marquardt with the scatterers eliminated (3x3 blocks); everything is batched over scenes and starts. It
+converges from anywhere in a hall, unlike the refinement on the signal itself.
 """
 
 from typing import NamedTuple
@@ -146,7 +146,7 @@ def _reduce(system: _System, damping: Tensor | float) -> tuple[Tensor, Tensor, T
 
 def _step(system: _System, damping: Tensor) -> tuple[Tensor, Tensor]:
     """Damped Gauss-Newton step of (user, offsets) [* n] and of the scatterers [* cluster 3]."""
-    reduced, gradient, inverse, half = _reduce(system, damping)
+    reduced, gradient, inverse, _ = _reduce(system, damping)
     scale = system.common.diagonal(dim1=-2, dim2=-1).rsqrt()
     scaled = reduced * scale[..., :, None] * scale[..., None, :]
     eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
@@ -176,7 +176,7 @@ def solve_location(
         deployment: stations and priors.
         steps: most iterations.
         cap_m: longest step of any coordinate [m].
-        tolerance: stop when every scene's cost falls by less than this (squared residual units).
+        tolerance: a scene stops when its cost falls by less than this (squared residual units).
 
     Returns:
         The best point visited.
@@ -184,12 +184,14 @@ def solve_location(
     prior = location_prior(deployment)
     system = _assemble(ue, offset, position, data, prior, deployment)
     damping = torch.full_like(system.cost, 1e-4)
+    active = torch.ones_like(system.cost, dtype=torch.bool)
     for _ in range(steps):
         delta, node = _step(system, damping)
         delta, node = torch.nan_to_num(delta).clamp(-cap_m, cap_m), torch.nan_to_num(node).clamp(-cap_m, cap_m)
         trial = (ue + delta[..., :3], offset + delta[..., 3:], position + node)
         trial_system = _assemble(*trial, data, prior, deployment)
-        better = trial_system.cost < system.cost
+        # a scene that has converged rests, so that no scene depends on the others of its batch
+        better = active & (trial_system.cost < system.cost)
         gain = torch.where(better, system.cost - trial_system.cost, torch.zeros_like(system.cost))
         ue, offset, position = (
             torch.where(better.reshape(*better.shape, *[1] * (new.ndim - better.ndim)), new, old)
@@ -202,7 +204,8 @@ def solve_location(
             )
         )
         damping = torch.where(better, damping / 5.0, damping * 8.0).clamp(1e-9, 1e9)
-        if not ((gain > tolerance) | (~better & (damping < 1e2))).any():
+        active = active & ((gain > tolerance) | (~better & (damping < 1e2)))
+        if not active.any():
             break
     return _finish(ue, offset, position, system)
 

@@ -1,11 +1,11 @@
 """From detected paths to a coarse geometry: associate, locate, associate again with the user known, repair, report.
 
-The stages: ray pairs, offset vote, clusters by evidence, exhaustive user search, weighted least squares on the paths. Whatever
-disagrees with the located user is left out first and offered again afterwards; a chi-square test with leave-one-out guards the
-result, so that failures announce themselves in the flags.
+The stages: ray pairs, offset vote, clusters by evidence, exhaustive user search, weighted least squares on the paths.
+Whatever disagrees with the located user is left out first and offered again afterwards; a chi-square test with
+leave-one-out guards the result, so that failures announce themselves in the flags.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from scipy.stats import chi2 as chi2_law
@@ -26,6 +26,8 @@ from sensing.coarse.user_search import cluster_residuals, search_user
 from sensing.containers import Deployment, Flag, Geometry, PathEstimates, map_tensors
 from sensing.fusion.weights import FusionWeights
 
+T = TypeVar("T")
+
 SINGLE_GATE = 12.0  # squared residual of one cluster's excess (1 degree of freedom) that still counts as agreeing
 P_VALUE = 1e-4  # fits less probable than this are repaired, and flagged if they cannot be
 
@@ -40,7 +42,7 @@ class CoarseLocation(NamedTuple):
     flags: Tensor  # [*] int64, bits of containers.Flag
 
 
-def _take(container, rows: Tensor):
+def _take(container: T, rows: Tensor) -> T:
     return map_tensors(container, lambda tensor: tensor[rows])
 
 
@@ -49,7 +51,7 @@ def _merge(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def degrees_of_freedom(path: Tensor) -> Tensor:
-    """Residual degrees of freedom of a fit with offset prior: three per path, less three per scatterer and the user, [*]."""
+    """Degrees of freedom of a fit with offset prior: three per path, less three per scatterer and for the user, [*]."""
     member = path >= 0
     return (3 * member.sum((-2, -1)) - 3 * member.any(-1).sum(-1) - 3).clamp_min(1)
 
@@ -109,7 +111,9 @@ class CoarseLocalizer(torch.nn.Module):
         """Associate and locate; returns member paths, solution and whether another user mode fits about as well."""
         box = region_box(deployment)
         pairs = ray_pairs(paths, deployment, self.pair_gate)
-        alignment = align_stations(pairs, len(deployment.bs_position), deployment.range_ambiguity, (box[1] - box[0]).norm())
+        alignment = align_stations(
+            pairs, len(deployment.bs_position), deployment.range_ambiguity, (box[1] - box[0]).norm()
+        )
         offset = alignment.offset_m[:, 0]
         clusters = form_clusters(pairs, offset, paths, deployment)
         path, solution, second = self._solve_modes(clusters, offset, paths, weights, deployment)
@@ -148,7 +152,9 @@ class CoarseLocalizer(torch.nn.Module):
         rows = torch.arange(len(best), device=best.device)
         chosen = map_tensors(solution, lambda field: field[rows, best])
         away = (solution.ue_position - chosen.ue_position[:, None]).norm(dim=-1)
-        spread = torch.linalg.inv_ex(chosen.information)[0].diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0).sqrt()
+        spread = (
+            torch.linalg.inv_ex(chosen.information)[0].diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0).sqrt()
+        )
         rival = (away > 6.0 * spread[:, None]) & (score < score.gather(1, best[:, None]) + 2.0 * SINGLE_GATE)
         return path[rows, best], chosen, rival.any(-1)
 
@@ -192,7 +198,8 @@ class CoarseLocalizer(torch.nn.Module):
                 *(
                     torch.stack(field, 1)
                     for field in zip(
-                        *(cluster_measurements(variants[:, v], sub_paths, sub_weights) for v in range(count)), strict=True
+                        *(cluster_measurements(variants[:, v], sub_paths, sub_weights) for v in range(count)),
+                        strict=True,
                     )
                 )
             )
@@ -208,7 +215,7 @@ class CoarseLocalizer(torch.nn.Module):
             score = trial.cost + 4.0 * (degrees_of_freedom(sub)[:, None] - degrees_of_freedom(variants))
             best = score.argmin(1)
             pick = torch.arange(len(rows), device=rows.device)
-            chosen = map_tensors(trial, lambda field, pick=pick, best=best: field[pick, best])
+            chosen = Solution(*(field[pick, best] for field in trial))
             path = path.index_copy(0, rows, variants[pick, best])
             solution = Solution(*(old.index_copy(0, rows, new) for old, new in zip(solution, chosen, strict=True)))
         return path, solution
@@ -277,7 +284,9 @@ def _merge_solutions(
 
     def pad(field: Tensor, value: float) -> Tensor:
         missing = width - field.shape[1]
-        return torch.cat([field, field.new_full((len(field), missing, *field.shape[2:]), value)], 1) if missing else field
+        return (
+            torch.cat([field, field.new_full((len(field), missing, *field.shape[2:]), value)], 1) if missing else field
+        )
 
     new = new._replace(position=pad(new.position, 0.0), node_covariance=pad(new.node_covariance, 0.0))
     old = old._replace(position=pad(old.position, 0.0), node_covariance=pad(old.node_covariance, 0.0))

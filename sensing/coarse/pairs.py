@@ -1,7 +1,8 @@
 """Pairs of rays of different stations that may have met at one scatterer (paper 1, equations 20 to 23).
 
-Every path of a station is a ray from it; two paths of one scatterer are rays that cross, and their crossing point explains
-the difference of their path lengths up to the difference of the two clock offsets, because the user's leg cancels:
+Every path of a station is a ray from it; two paths of one scatterer are rays that cross, and their crossing point
+explains the difference of their path lengths up to the difference of the two clock offsets, because the user's leg
+cancels:
 
     (r_q - |s - b_q|) - (r_p - |s - b_p|) = c (delta_q - delta_p)   (modulo the range ambiguity)
 
@@ -42,7 +43,7 @@ def direction_covariance(paths: PathEstimates) -> Tensor:
 
 
 def region_box(deployment: Deployment) -> Tensor:
-    """Box [2 xyz] in which scatterers and the user may lie [m]: the region, or the stations' surroundings without one."""
+    """Box [2 xyz] in which scatterers and the user may lie [m]: the region, or else the stations' surroundings."""
     if deployment.region is not None:
         return deployment.region
     lower, upper = deployment.bs_position.amin(0), deployment.bs_position.amax(0)
@@ -60,8 +61,8 @@ def ray_pairs(paths: PathEstimates, deployment: Deployment, gate: float = 16.0, 
     """All pairs of rays of different stations whose distance passes a chi-square gate.
 
     With rays b_1 + t_1 k_1 and b_2 + t_2 k_2, w = b_2 - b_1 and g = k_1.k_2 (equation 1.6):
-    `t_1 = (w.k_1 - g w.k_2) / (1 - g^2)`, `t_2 = (g w.k_1 - w.k_2) / (1 - g^2)`, and the distance along the common normal n
-    has variance `t_1^2 n^T C_1 n + t_2^2 n^T C_2 n`.
+    `t_1 = (w.k_1 - g w.k_2) / (1 - g^2)`, `t_2 = (g w.k_1 - w.k_2) / (1 - g^2)`, and the distance along the common
+    normal n has variance `t_1^2 n^T C_1 n + t_2^2 n^T C_2 n`.
 
     Args:
         paths: detected paths [* bs path]; exactly one batch axis.
@@ -111,7 +112,9 @@ def ray_pairs(paths: PathEstimates, deployment: Deployment, gate: float = 16.0, 
     keep = keep & (sine2 > 1e-6) & (t1 > 0) & (t2 > 0) & (variance > 0) & (chi2 < gate) & inside(position, box, 0.1)
 
     diagonal = (box[1] - box[0]).norm()
-    log_ratio = 0.5 * torch.log(diagonal.square() / (2.0 * torch.pi * torch.where(keep, variance, torch.ones_like(variance))))
+    log_ratio = 0.5 * torch.log(
+        diagonal.square() / (2.0 * torch.pi * torch.where(keep, variance, torch.ones_like(variance)))
+    )
     log_ratio = log_ratio - 0.5 * chi2
     flat = torch.where(keep, chi2, torch.full_like(chi2, torch.inf)).flatten(1)
     size = int(keep.flatten(1).sum(-1).clamp(1, limit).max())
@@ -128,7 +131,7 @@ def ray_pairs(paths: PathEstimates, deployment: Deployment, gate: float = 16.0, 
 def _offset_difference(
     position: Tensor, station: Tensor, path: Tensor, paths: PathEstimates, deployment: Deployment
 ) -> tuple[Tensor, Tensor]:
-    """c (delta_q - delta_p) of packed pairs and its variance, first order in ranges and directions."""
+    """Difference c (delta_q - delta_p) of packed pairs and its variance, first order in ranges and directions."""
     scene = torch.arange(len(position), device=position.device)[:, None, None]
     bs = deployment.bs_position[station]  # [b pair 2 xyz]
     leg = (position[:, :, None] - bs).norm(dim=-1)  # [b pair 2]

@@ -1,8 +1,8 @@
 """Exhaustive, robust search of the user: where do the clusters' excess lengths agree?
 
-Each cluster k gives `e_k = ||s_k - u|| + beta`, beta = c delta_0, four unknowns as in GPS and as multi-modal. On a grid over the
-region the cost is a truncated sum of squares, with beta taken from every cluster in turn (no outlier can hide the true
-value as long as one cluster is right).
+Each cluster k gives `e_k = ||s_k - u|| + beta`, beta = c delta_0, four unknowns as in GPS and as multi-modal. On a grid
+over the region the cost is a truncated sum of squares, with beta taken from every cluster in turn (no outlier can hide
+the true value as long as one cluster is right).
 """
 
 from typing import NamedTuple
@@ -39,14 +39,23 @@ def user_grid(deployment: Deployment, points: int) -> tuple[Tensor, Tensor]:
     pitch = (extent.prod() / points) ** (1.0 / 3.0)
     # flat boxes (known height) spend their points in the plane
     counts = (extent / pitch).clamp_min(1.0)
-    counts = (counts * (points / counts.prod()) ** (1.0 / (counts > 1.0).sum().clamp_min(1))).where(counts > 1.0, counts)
+    counts = (counts * (points / counts.prod()) ** (1.0 / (counts > 1.0).sum().clamp_min(1))).where(
+        counts > 1.0, counts
+    )
     counts = counts.round().long().clamp_min(1)
-    axes = [box[0, i] + extent[i] * (torch.arange(int(counts[i]), device=box.device) + 0.5) / counts[i] for i in range(3)]
+    axes = [
+        box[0, i] + extent[i] * (torch.arange(int(counts[i]), device=box.device) + 0.5) / counts[i] for i in range(3)
+    ]
     return torch.cartesian_prod(*axes), extent / counts
 
 
 def search_user(
-    clusters: Clusters, offset_m: Tensor, deployment: Deployment, modes: int = 6, points: int = 3000, truncation: float = 9.0
+    clusters: Clusters,
+    offset_m: Tensor,
+    deployment: Deployment,
+    modes: int = 6,
+    points: int = 3000,
+    truncation: float = 9.0,
 ) -> UserModes:
     """Best grid cells by truncated cost, one per neighbourhood.
 
@@ -107,7 +116,9 @@ def _distinct(grid: Tensor, beta: Tensor, cost: Tensor, cell: Tensor, modes: int
     return UserModes(position, offset, value)
 
 
-def _refine(modes: UserModes, clusters: Clusters, deployment: Deployment, steps: int = 10, scale: float = 3.0) -> UserModes:
+def _refine(
+    modes: UserModes, clusters: Clusters, deployment: Deployment, steps: int = 10, scale: float = 3.0
+) -> UserModes:
     """Reweighted Gauss-Newton of (u, beta) per mode with the Geman-McClure loss `r^2 / (1 + r^2 / scale^2)`."""
     ue, beta = modes.ue_position, modes.common_offset
     eye = torch.eye(4, dtype=ue.dtype, device=ue.device)

@@ -1,7 +1,7 @@
 """Synthetic scenes for Lightning: drawn on the fly per scene, synthesised as batches on the training device.
 
-Scene i, its noise, its SNR and its start depend on (seed, split, i) alone. An epoch e of n scenes consists of the scenes
-e n .. (e + 1) n - 1: every epoch is fresh, and a resumed run sees exactly what the unbroken one would have seen.
+Scene i, its noise, its SNR and its start depend on (seed, split, i) alone. An epoch e of n scenes consists of the
+scenes e n .. (e + 1) n - 1: every epoch is fresh, and a resumed run sees exactly what the unbroken one would have seen.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ class Draw(NamedTuple):
     scene: Scene
     noise: Tensor  # [* bs ant sc] CN(0, 1)
     snr_db: Tensor  # [*]
-    index: Tensor  # [*]
+    index: Tensor  # type: ignore[assignment]  # [*], hides tuple.index
 
 
 class Task(NamedTuple):
@@ -40,7 +40,7 @@ class Task(NamedTuple):
     deployment: Deployment
     peb: Tensor  # [*] [m]
     start: Geometry | None  # None: the front end finds it
-    index: Tensor  # [*]
+    index: Tensor  # type: ignore[assignment]  # [*], hides tuple.index
     snr_db: Tensor  # [*]
 
 
@@ -109,8 +109,8 @@ class SceneDataModule(lightning.LightningDataModule):
         amplitude: lowest and highest size of the start's perturbation in standard deviations of the bound.
         val_amplitude: that of validation and test.
         ghosts: false scatterers per start.
-        detected_every: every so many training batches start from the front end instead, which trains the fusion weights; 0 for
-            never.
+        detected_every: every so many training batches start from the front end instead, which trains the fusion
+            weights; 0 for never.
         num_workers: processes that draw scenes.
     """
 
@@ -130,7 +130,12 @@ class SceneDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        counts = {"batch_size": batch_size, "scenes_per_epoch": scenes_per_epoch, "val_scenes": val_scenes, "test_scenes": test_scenes}
+        counts = {
+            "batch_size": batch_size,
+            "scenes_per_epoch": scenes_per_epoch,
+            "val_scenes": val_scenes,
+            "test_scenes": test_scenes,
+        }
         for name, value in counts.items():
             if value < 1:
                 raise ConfigError(f"data.{name} must be >= 1, got {value}")
@@ -139,10 +144,16 @@ class SceneDataModule(lightning.LightningDataModule):
         if len(amplitude) != 2 or not 0 <= amplitude[0] <= amplitude[1]:
             raise ConfigError(f"data.amplitude must be [lowest, highest] and >= 0, got {list(amplitude)}")
         if detected_every < 0 or ghosts < 0 or num_workers < 0:
-            raise ConfigError(f"data.detected_every, ghosts, num_workers must be >= 0, got {detected_every}, {ghosts}, {num_workers}")
+            raise ConfigError(
+                f"data.detected_every, ghosts, num_workers must be >= 0, got {detected_every}, {ghosts}, {num_workers}"
+            )
         self.simulator, self.batch_size, self.num_workers = simulator, batch_size, num_workers
         self.scenes_per_epoch, self.detected_every = scenes_per_epoch, detected_every
-        self.amplitude, self.val_amplitude, self.ghosts = (float(amplitude[0]), float(amplitude[1])), val_amplitude, ghosts
+        self.amplitude, self.val_amplitude, self.ghosts = (
+            (float(amplitude[0]), float(amplitude[1])),
+            val_amplitude,
+            ghosts,
+        )
         self.datasets = {
             "train": SceneDataset(simulator, "train", snr_db, scenes_per_epoch),
             "val": SceneDataset(simulator, "val", [val_snr_db], val_scenes),

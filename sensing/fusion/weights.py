@@ -1,8 +1,8 @@
 """Learned fusion weights of paths in the user's coarse location.
 
-The analytic weight of a path is its Fisher information. The learned correction multiplies the information of its range and of
-its direction by `exp(f(features))`, where f is a small network shared by all stations and paths (so it does not depend on
-their order or number) whose last layer starts at zero: untrained, every weight is exactly one.
+The analytic weight of a path is its Fisher information. The learned correction multiplies the information of its range
+and of its direction by `exp(f(features))`, where f is a small network shared by all stations and paths (so it does not
+depend on their order or number) whose last layer starts at zero: untrained, every weight is exactly one.
 """
 
 import torch
@@ -14,8 +14,8 @@ from sensing.containers import PathEstimates
 class FusionWeights(nn.Module):
     """Weights from the features of each path and of its station.
 
-    Features, all dimensionless: log signal-to-noise ratio of the path, log of its power relative to the strongest path of the
-    station, closeness to the next path of the station in units of the joint standard deviation, number of paths.
+    Features, all dimensionless: log signal-to-noise ratio of the path, log of its power relative to the strongest path
+    of the station, closeness to the next path of the station in units of the joint standard deviation, number of paths.
 
     Args:
         hidden: width of the network.
@@ -38,11 +38,13 @@ class FusionWeights(nn.Module):
         power = paths.gain.abs().square().clamp_min(torch.finfo(torch.float64).tiny)
         strongest = torch.where(mask, power, torch.zeros_like(power)).amax(-1, keepdim=True)
         relative = torch.log(power / strongest.clamp_min(torch.finfo(torch.float64).tiny))
-        # the range information grows with |gain|^2 / noise, whatever the units of the observation; 1 m is the unit of length
+        # grows with |gain|^2 / noise, whatever the units of the observation; 1 m is the unit of length
         information = paths.information[..., 0, 0].clamp_min(torch.finfo(torch.float64).tiny)
         variance = paths.covariance[..., 0, 0] + paths.covariance[..., 1:, 1:].diagonal(dim1=-2, dim2=-1).sum(-1)
         gap = (paths.range_m[..., :, None] - paths.range_m[..., None, :]).square()
-        other = mask[..., :, None] & mask[..., None, :] & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+        other = (
+            mask[..., :, None] & mask[..., None, :] & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+        )
         joint = (variance[..., :, None] + variance[..., None, :]).clamp_min(torch.finfo(torch.float64).tiny)
         nearest = torch.where(other, gap / joint, torch.full_like(gap, 1e6)).amin(-1)
         count = mask.sum(-1, keepdim=True).to(power.dtype).expand_as(power)

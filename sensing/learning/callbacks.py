@@ -1,17 +1,19 @@
 """What the TensorBoard log shows beside the losses: the learned parameters by layer, and a scene."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from sensing.containers import Estimate, Flag, map_tensors
+from sensing.containers import Estimate, map_tensors
 from sensing.data.scenes import SceneDataModule, Task
 from sensing.evaluation.result import SceneSketch
 from sensing.evaluation.scene_map import scene_map
 from sensing.inference.outcome import to_estimate
 from sensing.learning.learner import Learner
+
+T = TypeVar("T")
 
 
 class ParameterLog(Callback):
@@ -41,7 +43,8 @@ class SceneFigure(Callback):
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draw the figure into the TensorBoard log; nothing without one."""
         assert isinstance(pl_module, Learner)
-        writers = [logger.experiment for logger in trainer.loggers if hasattr(logger.experiment, "add_figure")]
+        experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+        writers = [experiment for experiment in experiments if hasattr(experiment, "add_figure")]
         if not writers or not trainer.is_global_zero or trainer.current_epoch % self.every:
             return
         data = getattr(trainer, "datamodule", None)
@@ -61,15 +64,13 @@ def _single(data: SceneDataModule, scene: int, device: torch.device) -> Task:
 
 
 def _sketch(task: Task, estimate: Estimate, index: int) -> SceneSketch:
-    first = map_tensors((task.example.scene, estimate), lambda field: field)
-    scene, estimate = (map_tensors(part, lambda field: field[0].cpu()) for part in first)
+    def first(container: T) -> T:
+        return map_tensors(container, lambda field: field[0].cpu())
+
     return SceneSketch(
         deployment=map_tensors(task.deployment, lambda field: field.cpu()),
         index=index,
         snr_db=float(task.snr_db[0]),
-        scene=scene,
-        estimates={"unfolded": estimate},
+        scene=first(task.example.scene),
+        estimates={"unfolded": first(estimate)},
     )
-
-
-__all__ = ["Flag", "ParameterLog", "SceneFigure"]

@@ -24,7 +24,7 @@ class Learner(lightning.LightningModule):
     Args:
         estimator: arguments of `build_estimator`.
         loss: arguments of `BoundNormalisedLoss`.
-        optimizer: `_target_`, a class of torch.optim, and its arguments.
+        optimizer: `_target_`, a class of torch.optim, its arguments, and `final_lr_fraction` of the cosine schedule.
     """
 
     def __init__(self, estimator: Mapping[str, Any], loss: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
@@ -74,7 +74,9 @@ class Learner(lightning.LightningModule):
             raise NumericalError(f"loss must be finite, got {bad} not finite for scenes {task.index.tolist()}")
         size = len(task.peb)
         self.log("train/loss", terms["total"], prog_bar=True, batch_size=size)
-        self.log_dict({f"train/loss_{name}": value for name, value in terms.items() if name != "total"}, batch_size=size)
+        self.log_dict(
+            {f"train/loss_{name}": value for name, value in terms.items() if name != "total"}, batch_size=size
+        )
         return terms["total"]
 
     def on_after_backward(self) -> None:
@@ -95,7 +97,8 @@ class Learner(lightning.LightningModule):
         channel = _channel(refined)
         iterates = [each.geometry.ue_position for each in refined.history]
         terms = self.loss(iterates, channel, task.example, task.peb)
-        assert task.example.scene is not None and task.example.channel is not None
+        assert task.example.scene is not None
+        assert task.example.channel is not None
         error = (iterates[-1] - task.example.scene.ue_position).norm(dim=-1)
         nmse = nmse_db(channel, task.example.channel)
         loss = terms["total"].expand_as(error)
@@ -133,14 +136,18 @@ class Learner(lightning.LightningModule):
         }
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=False, sync_dist=True)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer of the settings over the learnable parameters."""
+    def configure_optimizers(self) -> Any:
+        """The optimizer of the settings over the learnable parameters, its step size falling along a cosine."""
         settings = dict(self.hparams["optimizer"])
+        last = settings.pop("final_lr_fraction", 1.0)
         name = str(settings.pop("_target_", "torch.optim.Adam")).rsplit(".", 1)[-1]
         kind = getattr(torch.optim, name, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
             raise ConfigError(f"optimizer._target_ must be a class of torch.optim, got {name!r}")
-        return kind([p for p in self.parameters() if p.requires_grad], **settings)
+        optimizer = kind([p for p in self.parameters() if p.requires_grad], **settings)
+        total = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total, eta_min=last * settings.get("lr", 1e-3))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
