@@ -1,5 +1,6 @@
 """The coarse stage: paths of every station, their association across stations, and a first position of the user."""
 
 from sensing.coarse.detection import PathDetector
+from sensing.coarse.localization import CoarseLocalizer
 
-__all__ = ["PathDetector"]
+__all__ = ["CoarseLocalizer", "PathDetector"]

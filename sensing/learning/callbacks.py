@@ -44,7 +44,7 @@ class SceneFigure(Callback):
         """Draw the figure into the TensorBoard log; nothing without one."""
         assert isinstance(pl_module, Learner)
         experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-        writers = [experiment for experiment in experiments if hasattr(experiment, "add_figure")]
+        writers: list[Any] = [experiment for experiment in experiments if hasattr(experiment, "add_figure")]
         if not writers or not trainer.is_global_zero or trainer.current_epoch % self.every:
             return
         data = getattr(trainer, "datamodule", None)

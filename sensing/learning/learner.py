@@ -84,7 +84,7 @@ class Learner(lightning.LightningModule):
         bad = [name for name, p in self.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
         if bad:
             self.skipped_steps += 1
-            self.zero_grad(set_to_none=False)
+            self.zero_grad()  # None, not zero: a zero gradient would still move the parameters by their momentum
         self.log("train/skipped_steps", float(self.skipped_steps))
 
     def on_validation_epoch_start(self) -> None:
