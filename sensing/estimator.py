@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sensing.coarse.detection import PathDetector
+from sensing.coarse.least_squares import inverse_information
 from sensing.coarse.localization import CoarseLocalizer, CoarseLocation
 from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates
 from sensing.errors import ConfigError
@@ -114,7 +115,7 @@ def _strayed(geometry: Geometry, coarse: CoarseLocation, deployment: Deployment)
     unless the coarse covariance itself is that wide.
     """
     move = (geometry.ue_position - coarse.geometry.ue_position).norm(dim=-1)
-    variance = torch.linalg.inv_ex(coarse.solution.information)[0].diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1)
+    variance = inverse_information(coarse.solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1)
     allowed = 5.0 * variance.clamp_min(0.0).sqrt() + 2.0 * SPEED_OF_LIGHT / deployment.bandwidth
     return ~(move < allowed)
 

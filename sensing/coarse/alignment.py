@@ -174,7 +174,8 @@ def _polish(offset: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, lo
             incidence.expand(*weight.shape, num_bs),
         )
         right = torch.einsum("bsh,bsh,bshi->bsi", weight, residual, incidence.expand(*weight.shape, num_bs))
-        scale = normal.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)
+        largest = normal.diagonal(dim1=-2, dim2=-1).amax(-1)
+        scale = torch.where(largest > 0, largest, torch.ones_like(largest))  # without votes nothing moves
         anchor = torch.zeros(num_bs, num_bs, dtype=offset.dtype, device=offset.device)
         anchor[0, 0] = 1.0
         eye = torch.eye(num_bs, dtype=offset.dtype, device=offset.device)

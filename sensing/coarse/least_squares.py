@@ -131,6 +131,20 @@ def _assemble(
     return _System(common, cross, block, gradient, node_gradient, cost)
 
 
+def _unit_scale(information: Tensor) -> Tensor:
+    """Factors that bring the diagonal to one; one where nothing is known (a flat prior without measurements)."""
+    diagonal = information.diagonal(dim1=-2, dim2=-1)
+    return torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt()
+
+
+def inverse_information(information: Tensor) -> Tensor:
+    """Covariance [* n n] of an information matrix; huge but finite where it says nothing."""
+    scale = _unit_scale(information)
+    outer = scale[..., :, None] * scale[..., None, :]
+    eye = torch.eye(information.shape[-1], dtype=information.dtype, device=information.device)
+    return torch.linalg.inv_ex(information * outer + 1e-13 * eye)[0] * outer
+
+
 def _reduce(system: _System, damping: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Eliminate the scatterers: reduced matrix, reduced gradient, inverse blocks, and cross times inverse."""
     scale = system.block.diagonal(dim1=-2, dim2=-1)
@@ -147,7 +161,7 @@ def _reduce(system: _System, damping: Tensor | float) -> tuple[Tensor, Tensor, T
 def _step(system: _System, damping: Tensor) -> tuple[Tensor, Tensor]:
     """Damped Gauss-Newton step of (user, offsets) [* n] and of the scatterers [* cluster 3]."""
     reduced, gradient, inverse, _ = _reduce(system, damping)
-    scale = system.common.diagonal(dim1=-2, dim2=-1).rsqrt()
+    scale = _unit_scale(system.common)
     scaled = reduced * scale[..., :, None] * scale[..., None, :]
     eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
     scaled = scaled + (damping[..., None, None] + 1e-12) * eye
@@ -214,10 +228,7 @@ def _finish(ue: Tensor, offset: Tensor, position: Tensor, system: _System) -> So
     """Information of (user, offsets) and covariance of the scatterers at a solution."""
     reduced, _, inverse, half = _reduce(system, 0.0)
     reduced = 0.5 * (reduced + reduced.mT)
-    scale = system.common.diagonal(dim1=-2, dim2=-1).rsqrt()
-    eye = torch.eye(len(scale[0]) if scale.ndim == 1 else scale.shape[-1], dtype=ue.dtype, device=ue.device)
-    covariance = torch.linalg.inv_ex(reduced * scale[..., :, None] * scale[..., None, :] + 1e-13 * eye)[0]
-    covariance = covariance * scale[..., :, None] * scale[..., None, :]
+    covariance = inverse_information(reduced)
     node = inverse + half.mT @ covariance[..., None, :, :] @ half
     return Solution(ue, offset, position, system.cost, reduced, node)
 
@@ -225,10 +236,12 @@ def _finish(ue: Tensor, offset: Tensor, position: Tensor, system: _System) -> So
 def differentiable_step(
     data: Measurements, ue: Tensor, offset: Tensor, position: Tensor, deployment: Deployment
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One undamped Gauss-Newton step from a converged solution, differentiable in the measurements and their weights.
+    """A converged solution, unchanged in value, with the derivative of an undamped Gauss-Newton step.
 
-    At the minimiser its derivative is `-H^-1 d gradient`, the implicit derivative of the arg min.
+    At the minimiser that is `-H^-1 d gradient` with H the Gauss-Newton curvature: the implicit derivative of the arg
+    min by the measurements and their weights. The value stays, so that training and evaluation see the same.
     """
     system = _assemble(ue.detach(), offset.detach(), position.detach(), data, location_prior(deployment), deployment)
     delta, node = _step(system, torch.zeros_like(system.cost))
-    return ue + delta[..., :3], offset + delta[..., 3:], position + node
+    common = torch.nan_to_num(delta - delta.detach())
+    return ue + common[..., :3], offset + common[..., 3:], position + torch.nan_to_num(node - node.detach())

@@ -18,6 +18,7 @@ from sensing.coarse.least_squares import (
     Solution,
     cluster_measurements,
     differentiable_step,
+    inverse_information,
     location_prior,
     solve_location,
 )
@@ -152,9 +153,7 @@ class CoarseLocalizer(torch.nn.Module):
         rows = torch.arange(len(best), device=best.device)
         chosen = map_tensors(solution, lambda field: field[rows, best])
         away = (solution.ue_position - chosen.ue_position[:, None]).norm(dim=-1)
-        spread = (
-            torch.linalg.inv_ex(chosen.information)[0].diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0).sqrt()
-        )
+        spread = inverse_information(chosen.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0).sqrt()
         rival = (away > 6.0 * spread[:, None]) & (score < score.gather(1, best[:, None]) + 2.0 * SINGLE_GATE)
         return path[rows, best], chosen, rival.any(-1)
 
@@ -164,7 +163,7 @@ class CoarseLocalizer(torch.nn.Module):
         """Clusters of all paths, given the user and the offsets of a solution."""
         beta = solution.offset_m[:, 0]
         relative = solution.offset_m - beta[:, None]
-        covariance = torch.linalg.inv_ex(solution.information)[0][:, :4, :4]
+        covariance = inverse_information(solution.information)[:, :4, :4]
         user = KnownUser(solution.ue_position, beta, covariance)
         return form_clusters(pairs, relative, paths, deployment, user)
 
@@ -259,7 +258,7 @@ class CoarseLocalizer(torch.nn.Module):
     def _unobservable(solution: Solution, deployment: Deployment) -> Tensor:
         """Whether the user's standard deviation reaches a quarter of the region: nothing but the prior holds it."""
         prior = location_prior(deployment)
-        variance = torch.linalg.inv_ex(solution.information)[0].diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1)
+        variance = inverse_information(solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1)
         box = region_box(deployment)
         return ~(variance < (0.25 * (box[1] - box[0]).norm()).square()) | ~(prior.precision > 0).any()
 

@@ -71,6 +71,14 @@ def search_user(
         UserModes; the box centre with the prior mean offset where a scene has no cluster.
     """
     grid, cell = user_grid(deployment, points)
+    cost, beta = grid_cost(grid, cell, clusters, offset_m, deployment, truncation)
+    return _refine(_distinct(grid, beta, cost, cell, modes), clusters, deployment)
+
+
+def grid_cost(
+    grid: Tensor, cell: Tensor, clusters: Clusters, offset_m: Tensor, deployment: Deployment, truncation: float
+) -> tuple[Tensor, Tensor]:
+    """Truncated cost of grid points [grid xyz], and the best common offset there: [b grid] each."""
     single = torch.float32  # metres on a grid of decimetres: single precision is ample and twice as fast
     position, covariance = clusters.position.to(single), clusters.covariance.to(single)
     difference = grid.to(single)[None, None] - position[:, :, None]  # [b k g xyz]
@@ -99,7 +107,7 @@ def search_user(
     empty = ~clusters.mask.any(-1)
     cost = torch.where(empty[:, None], torch.zeros_like(cost), cost)
     beta = torch.where(empty[:, None], torch.zeros_like(beta), beta)
-    return _refine(_distinct(grid, beta.double(), cost.double(), cell, modes), clusters, deployment)
+    return cost.double(), beta.double()
 
 
 def _distinct(grid: Tensor, beta: Tensor, cost: Tensor, cell: Tensor, modes: int) -> UserModes:

@@ -1,0 +1,115 @@
+"""The user grid and its truncated cost against slow loops."""
+
+import math
+
+import pytest
+import torch
+
+from sensing.coarse.clusters import Clusters
+from sensing.coarse.user_search import grid_cost, search_user, user_box, user_grid
+from tests.reference.oracle import C
+
+UE = torch.tensor([12.0, 25.0, 1.5], dtype=torch.float64)
+
+
+def clusters_at(position, ue=UE, beta=3.0, std=0.05, seed=0):
+    """Clusters whose excess agrees with a user, up to noise."""
+    position = torch.as_tensor(position, dtype=torch.float64)[None]
+    count = position.shape[1]
+    noise = std * torch.randn(1, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Clusters(
+        path=torch.zeros(1, count, 4, dtype=torch.int64),
+        position=position,
+        excess=(position - ue).norm(dim=-1) + beta + noise,
+        covariance=(std**2 / 2 * torch.eye(4, dtype=torch.float64)).expand(1, count, 4, 4),
+        log_ratio=torch.ones(1, count, dtype=torch.float64),
+        mask=torch.ones(1, count, dtype=torch.bool),
+    )
+
+
+def scattered(count=6, seed=1):
+    unit = torch.rand(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return unit * torch.tensor([38.0, 38.0, 7.0]) + torch.tensor([1.0, 1.0, 0.5])
+
+
+@pytest.mark.parametrize("height", [None, [1.0, 2.0], [1.5, 1.5]])
+def test_every_point_of_the_box_lies_in_a_cell(hall, height):
+    deployment = hall.deployment
+    if height is not None:
+        deployment = deployment._replace(ue_height_range=torch.tensor(height, dtype=torch.float64))
+    box, (grid, cell) = user_box(deployment), user_grid(deployment, 2000)
+    assert 1000 < len(grid) < 4000
+    unit = torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    point = torch.cat([box[0] + unit * (box[1] - box[0]), box])
+    assert ((point[:, None] - grid).abs() <= 0.5 * cell * (1 + 1e-9) + 1e-3).all(-1).any(-1).all()
+    assert ((grid >= box[0] - 1e-3) & (grid <= box[1] + 1e-3)).all()
+    if height == [1.5, 1.5]:
+        assert len(grid[:, 2].unique()) == 1
+        assert cell[:2].max() < 1.5
+
+
+def test_cost_against_a_loop(hall):
+    deployment = hall.deployment
+    clusters = clusters_at(scattered())
+    clusters = clusters._replace(
+        excess=clusters.excess + torch.tensor([0, 0, 0, 9.0, 0, 0]),
+        mask=torch.tensor([[True, True, True, True, True, False]]),
+    )
+    offset = torch.tensor([[0.0, 1.0, -2.0, 0.5]], dtype=torch.float64)
+    grid, cell = user_grid(deployment, 60)
+    cost, beta = grid_cost(grid, cell, clusters, offset, deployment, 9.0)
+    blur = sum(float(c) ** 2 for c in cell) / 36.0
+    prior = (C * float(deployment.clock_offset_std)) ** 2 + sum(float(c) ** 2 for c in cell) / 16.0
+    period = float(deployment.range_ambiguity)
+
+    def wrapped(x):
+        return x - period * round(x / period)
+
+    for g, point in enumerate(grid.tolist()):
+        legs = [math.dist(s, point) for s in clusters.position[0].tolist()]
+        values = [e - leg for e, leg in zip(clusters.excess[0].tolist(), legs, strict=True)]
+        totals = []
+        for k in range(5):
+            total = 0.0
+            for j in range(5):
+                slope = torch.tensor(
+                    [*((p - s) / legs[j] for p, s in zip(point, clusters.position[0, j], strict=True)), 1]
+                )
+                spread = float(slope @ clusters.covariance[0, j] @ slope) + blur
+                total += min(wrapped(values[j] - values[k]) ** 2 / spread, 9.0)
+            for q in range(4):
+                total += min(wrapped(float(offset[0, q]) + values[k]) ** 2 / prior, 9.0)
+            totals.append(total)
+        assert float(cost[0, g]) == pytest.approx(min(totals), rel=2e-3, abs=1e-3)
+        assert float(beta[0, g]) == pytest.approx(values[totals.index(min(totals))], abs=1e-3) or sorted(totals)[
+            1
+        ] == pytest.approx(min(totals), rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_finds_the_user_with_an_outlier(hall, seed):
+    clusters = clusters_at(scattered(7, seed), seed=seed)
+    clusters = clusters._replace(excess=clusters.excess + torch.tensor([0, 11.0, 0, 0, 0, 0, 0]))
+    modes = search_user(clusters, torch.zeros(1, 4, dtype=torch.float64), hall.deployment)
+    assert float((modes.ue_position[0, 0] - UE).norm()) < 0.7
+    assert abs(float(modes.common_offset[0, 0]) - 3.0) < 0.7
+    assert (modes.cost[0].diff() >= 0).all()
+
+
+def test_both_mirror_images_are_modes(hall):
+    position = scattered(6)
+    position[:, 2] = 4.0
+    modes = search_user(clusters_at(position), torch.zeros(1, 4, dtype=torch.float64), hall.deployment)
+    image = UE * torch.tensor([1.0, 1.0, -1.0]) + torch.tensor([0.0, 0.0, 8.0])
+    for point in (UE, image):
+        assert (modes.ue_position[0] - point).norm(dim=-1).min() < 0.5
+
+
+def test_flat_prior_and_no_clusters(hall):
+    flat = hall.deployment._replace(clock_offset_std=torch.tensor(float("inf"), dtype=torch.float64))
+    modes = search_user(clusters_at(scattered(), beta=50.0), torch.zeros(1, 4, dtype=torch.float64), flat)
+    assert float((modes.ue_position[0, 0] - UE).norm()) < 0.7
+    none = clusters_at(scattered())
+    none = none._replace(mask=torch.zeros_like(none.mask))
+    modes = search_user(none, torch.zeros(1, 4, dtype=torch.float64), hall.deployment)
+    assert all(torch.isfinite(field).all() for field in modes)
