@@ -55,7 +55,7 @@ class BoundNormalisedLoss:
         coarse_weight: weight of the coarse location, where the front end runs in training.
     """
 
-    def __init__(self, channel_weight: float = 0.3, final_weight: float = 2.0, coarse_weight: float = 0.5) -> None:
+    def __init__(self, channel_weight: float = 0.3, final_weight: float = 8.0, coarse_weight: float = 0.5) -> None:
         for name, value in (
             ("channel_weight", channel_weight),
             ("final_weight", final_weight),

@@ -79,13 +79,13 @@ class Iteration(nn.Module):
         turbo_damping: float = 0.7,
         step: float = 1.0,
         lm: float = 1e-4,
-        missing: float = 0.5,
+        missing: float = 0.9,
         activity: float = 0.5,
         visibility: float = 0.8,
         free_activity: float = 0.5,
         noise_scale: float = 1.0,
         power_scale: float = 1.0,
-        cap: float = 0.5,
+        cap: float = 1.0,
         taper: float = 0.0,
         tolerance: float = 1.0,
         guard: bool = True,
@@ -139,9 +139,9 @@ class Iteration(nn.Module):
 
     def values(self) -> dict[str, float]:
         """Effective value of every learned quantity, for logs."""
-        factors = {name: float(self.factor(name)) for name in self.factors}
-        shares = {name: float(self.log_odds(name).sigmoid()) for name in self.shares}
-        return factors | shares | {"taper": float(self.taper())}
+        factors = {name: float(self.factor(name).detach()) for name in self.factors}
+        shares = {name: float(self.log_odds(name).detach().sigmoid()) for name in self.shares}
+        return factors | shares | {"taper": float(self.taper().detach())}
 
     def forward(self, state: State, problem: Problem) -> State:
         """Evaluate the proposal, keep the better point, propose the next."""
