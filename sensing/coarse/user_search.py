@@ -17,7 +17,7 @@ from sensing.units import SPEED_OF_LIGHT
 
 
 class UserModes(NamedTuple):
-    """Distinct starts, best first."""
+    """Distinct starts, best first; then repeats of these."""
 
     ue_position: Tensor  # [* mode xyz] [m]
     common_offset: Tensor  # [* mode] beta = c delta_0 [m]
@@ -72,7 +72,8 @@ def search_user(
     """
     grid, cell = user_grid(deployment, points)
     cost, beta = grid_cost(grid, cell, clusters, offset_m, deployment, truncation)
-    return _refine(_distinct(grid, beta, cost, cell, modes), clusters, deployment)
+    refined = _refine(_distinct(grid, beta, cost, cell, modes), clusters, deployment)
+    return _repeats_last(refined, 0.5 * cell.norm())
 
 
 def grid_cost(
@@ -146,6 +147,15 @@ def _refine(
     order = cost.argsort(dim=-1)
     rows = torch.arange(len(cost), device=cost.device)[:, None]
     return UserModes(ue[rows, order], beta[rows, order], cost[rows, order])
+
+
+def _repeats_last(modes: UserModes, distance: Tensor) -> UserModes:
+    """Starts that converged to the same place as a better one go to the end, where they hide no other mode."""
+    gap = (modes.ue_position[:, :, None] - modes.ue_position[:, None]).norm(dim=-1)
+    repeat = torch.tril(gap < distance, diagonal=-1).any(-1)
+    order = repeat.int().argsort(dim=-1, stable=True)
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    return UserModes(*(field[rows, order] for field in modes))
 
 
 def cluster_residuals(
