@@ -1,0 +1,80 @@
+"""The training loss by hand."""
+
+import math
+
+import pytest
+import torch
+
+from sensing.errors import ConfigError, DomainError
+from sensing.losses import BoundNormalisedLoss, channel_term, location_term
+
+
+@pytest.fixture(scope="module")
+def example(tiny):
+    return tiny.simulator.examples("test", range(2), snr_db=10.0)
+
+
+def test_location_term_by_hand():
+    true = torch.zeros(3, 3, dtype=torch.float64)
+    ue = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0], [9.0, 9.0, 9.0]], dtype=torch.float64)
+    peb = torch.tensor([2.5, 0.1, float("inf")], dtype=torch.float64)
+    expected = torch.tensor([math.log(5.0), 0.0, 0.0], dtype=torch.float64)
+    assert torch.allclose(location_term(ue, true, peb), expected)
+
+
+def test_a_scene_without_bound_has_no_gradient():
+    ue = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    peb = torch.tensor([1.0, float("inf")], dtype=torch.float64)
+    location_term(ue, torch.zeros(2, 3), peb).sum().backward()
+    assert (ue.grad[0] != 0).all()
+    assert (ue.grad[1] == 0).all()
+
+
+def test_channel_term_is_one_half_of_a_nat_or_so_at_the_floor(example):
+    """Error of exactly the unknown gains of known paths: log(1 + 1/4)."""
+    truth, scene = example.channel, example.scene
+    for b in range(2):
+        floor = sum(
+            int(scene.visible[b, q].sum()) * float(example.observation.noise_var[b, q]) for q in range(truth.shape[1])
+        )
+        bump = torch.zeros_like(truth)
+        bump[b, 0, 0, 0] = math.sqrt(floor) * 1j
+        term = channel_term(truth + bump, example)
+        assert float(term[b]) == pytest.approx(math.log(1.25))
+        assert float(term[1 - b]) == 0.0
+
+
+def test_terms_and_weights_by_hand(example):
+    true = example.scene.ue_position
+    one = torch.ones(2, dtype=torch.float64)
+    iterates = [true + torch.tensor([float(shift), 0.0, 0.0]) for shift in (3, 2, 1)]
+    loss = BoundNormalisedLoss(channel_weight=0.3, final_weight=2.0, coarse_weight=0.5)
+    terms = loss(iterates, example.channel, example, one, coarse=iterates[0])
+    # the last iteration counts `final_weight` times the mean of the earlier ones
+    location = (math.log(10) + math.log(5) + 4 * math.log(2)) / 6
+    assert float(terms["location"]) == pytest.approx(location)
+    assert float(terms["channel"]) == 0.0
+    assert float(terms["coarse"]) == pytest.approx(0.5 * math.log(10))
+    assert float(terms["total"]) == pytest.approx(location + 0.5 * math.log(10))
+    single = loss(iterates[-1:], example.channel, example, one)
+    assert "coarse" not in single
+    assert float(single["location"]) == pytest.approx(math.log(2))
+
+
+def test_scale_of_the_observation_does_not_matter(example):
+    """Of the loss: the bound and the noise scale alike."""
+    scaled = example._replace(
+        observation=example.observation._replace(noise_var=1e-10 * example.observation.noise_var),
+        channel=1e-5 * example.channel,
+    )
+    guess = 0.9 * example.channel
+    assert torch.allclose(channel_term(1e-5 * guess, scaled), channel_term(guess, example))
+
+
+def test_refusals(example):
+    for name in ("channel_weight", "final_weight", "coarse_weight"):
+        for value in (-1.0, float("nan")):
+            with pytest.raises(ConfigError, match=rf"loss\.{name}"):
+                BoundNormalisedLoss(**{name: value})
+    with pytest.raises(DomainError, match="true channel"):
+        channel_term(example.channel, example._replace(channel=None))
