@@ -30,6 +30,8 @@ from sensing.fusion.weights import FusionWeights
 T = TypeVar("T")
 
 SINGLE_GATE = 12.0  # squared residual of one cluster's excess (1 degree of freedom) that still counts as agreeing
+REPEAT_M = 0.2  # user modes closer than this [m] are one
+HOPELESS = 120.0  # twice the evidence, in nats, that further associations do not make up for
 P_VALUE = 1e-4  # fits less probable than this are repaired, and flagged if they cannot be
 
 
@@ -45,6 +47,10 @@ class CoarseLocation(NamedTuple):
 
 def _take(container: T, rows: Tensor) -> T:
     return map_tensors(container, lambda tensor: tensor[rows])
+
+
+def _mode(solutions: Solution, mode: int) -> Solution:
+    return Solution(*(field[:, mode] for field in solutions))
 
 
 def _merge(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
@@ -109,7 +115,11 @@ class CoarseLocalizer(torch.nn.Module):
     def _locate(
         self, paths: PathEstimates, weights: Tensor | None, deployment: Deployment
     ) -> tuple[Tensor, Solution, Tensor]:
-        """Associate and locate; returns member paths, solution and whether another user mode fits about as well."""
+        """Associate and locate; returns member paths, solution and whether another user mode fits about as well.
+
+        Every mode gathers its own associations, and only then the evidence decides: before, a mode that fits few
+        clusters well may look better than the true one.
+        """
         box = region_box(deployment)
         pairs = ray_pairs(paths, deployment, self.pair_gate)
         alignment = align_stations(
@@ -117,21 +127,60 @@ class CoarseLocalizer(torch.nn.Module):
         )
         offset = alignment.offset_m[:, 0]
         clusters = form_clusters(pairs, offset, paths, deployment)
-        path, solution, second = self._solve_modes(clusters, offset, paths, weights, deployment)
+        starts, solutions, worthy = self._solve_modes(clusters, offset, paths, weights, deployment)
+        path, solution, best = self._settle(pairs, starts[:, 0], _mode(solutions, 0), paths, weights, deployment)
+        evidence, places = [best], [solution.ue_position]
+        for mode in range(1, starts.shape[1]):
+            rows = worthy[:, mode].nonzero().squeeze(-1)
+            if len(rows) == 0:
+                continue
+            sub_weights = None if weights is None else weights[rows]
+            start, sub_paths = _take(_mode(solutions, mode), rows), _take(paths, rows)
+            settled = self._settle(_take(pairs, rows), starts[rows, mode], start, sub_paths, sub_weights, deployment)
+            # back to all scenes; those without this mode read row 0 and are masked
+            index = (worthy[:, mode].cumsum(0) - 1).clamp_min(0)
+            other_path, other, trial = settled[0][index], _take(settled[1], index), settled[2][index]
+            trial = torch.where(worthy[:, mode], trial, torch.full_like(trial, -torch.inf))
+            path, solution = _merge_solutions(trial > best, other_path, other, path, solution)
+            best = torch.maximum(best, trial)
+            evidence.append(trial)
+            places.append(other.ue_position)
+        away = (torch.stack(places, 1) - solution.ue_position[:, None]).norm(dim=-1)
+        spread = inverse_information(solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0)
+        rival = (away > 6.0 * spread.sqrt()[:, None]) & (torch.stack(evidence, 1) > best[:, None] - SINGLE_GATE)
+        return path, solution, rival.any(-1)
+
+    def _settle(
+        self,
+        pairs: RayPairs,
+        path: Tensor,
+        solution: Solution,
+        paths: PathEstimates,
+        weights: Tensor | None,
+        deployment: Deployment,
+    ) -> tuple[Tensor, Solution, Tensor]:
+        """Associate again with the user known, as long as it helps; last comes the log evidence of the result [b]."""
         for _ in range(self.passes):
-            clusters = self._associate_again(pairs, path, solution, paths, deployment)
+            clusters = self._associate_again(pairs, solution, paths, deployment)
             trial = self._solve(clusters.path, solution, clusters.position, paths, weights, deployment)
             members, trial_members = ((p >= 0).sum((-2, -1)) for p in (path, clusters.path))
             fails, trial_fails = fit_fails(solution.cost, path), fit_fails(trial.cost, clusters.path)
             # a re-association must not break a fit that passes its test
             better = ~trial_fails & (fails | (trial_members >= members)) | (fails & (trial.cost < solution.cost))
             path, solution = _merge_solutions(better, clusters.path, trial, path, solution)
-        return path, solution, second
+        evidence = self._associate_again(pairs, solution, paths, deployment).log_ratio.sum(-1)
+        prior = location_prior(deployment)
+        state = torch.cat([solution.ue_position, solution.offset_m], -1)
+        evidence = evidence - 0.5 * (prior.precision * (state - prior.mean).square()).sum(-1)
+        return path, solution, torch.nan_to_num(evidence, nan=-torch.inf)
 
     def _solve_modes(
         self, clusters: Clusters, offset: Tensor, paths: PathEstimates, weights: Tensor | None, deployment: Deployment
     ) -> tuple[Tensor, Solution, Tensor]:
-        """Least squares from the best user modes, each with the clusters that agree with it."""
+        """Least squares from the best user modes, each with the clusters that agree with it: [b mode ...].
+
+        Best first; the last output [b mode] tells which modes are no repeats of a better one and not hopeless.
+        """
         modes = map_tensors(search_user(clusters, offset, deployment), lambda field: field[:, : self.modes])
         count = modes.ue_position.shape[1]
         squared = cluster_residuals(modes.ue_position, modes.common_offset, clusters, deployment)[0]
@@ -148,17 +197,15 @@ class CoarseLocalizer(torch.nn.Module):
         solution = solve_location(data, modes.ue_position, start, position, deployment)
         # evidence lost by leaving clusters out counts against a mode
         lost = (2.0 * clusters.log_ratio[:, None] * (~agrees & clusters.mask[:, None])).sum(-1)
-        score = solution.cost + lost
-        best = score.argmin(1)
-        rows = torch.arange(len(best), device=best.device)
-        chosen = map_tensors(solution, lambda field: field[rows, best])
-        away = (solution.ue_position - chosen.ue_position[:, None]).norm(dim=-1)
-        spread = inverse_information(chosen.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0).sqrt()
-        rival = (away > 6.0 * spread[:, None]) & (score < score.gather(1, best[:, None]) + 2.0 * SINGLE_GATE)
-        return path[rows, best], chosen, rival.any(-1)
+        score = torch.nan_to_num(solution.cost + lost, nan=torch.inf)
+        rows, order = torch.arange(len(score), device=score.device)[:, None], score.argsort(dim=-1, stable=True)
+        solution, score = Solution(*(field[rows, order] for field in solution)), score[rows, order]
+        gap = (solution.ue_position[:, :, None] - solution.ue_position[:, None]).norm(dim=-1)
+        repeat = torch.tril(gap < REPEAT_M, diagonal=-1).any(-1)
+        return path[rows, order], solution, ~repeat & (score < score[:, :1] + HOPELESS)
 
     def _associate_again(
-        self, pairs: RayPairs, path: Tensor, solution: Solution, paths: PathEstimates, deployment: Deployment
+        self, pairs: RayPairs, solution: Solution, paths: PathEstimates, deployment: Deployment
     ) -> Clusters:
         """Clusters of all paths, given the user and the offsets of a solution."""
         beta = solution.offset_m[:, 0]
