@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sensing.checks import check_shape
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.least_squares import inverse_information
 from sensing.coarse.localization import CoarseLocalizer, CoarseLocation
 from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates
-from sensing.errors import ConfigError
+from sensing.errors import ConfigError, ShapeError
 from sensing.fusion.weights import FusionWeights
 from sensing.inference.iteration import select
 from sensing.inference.outcome import to_estimate
@@ -87,6 +88,9 @@ class LocationEstimator(nn.Module):
             ShapeError, DomainError: the observation does not fit the deployment or is not finite.
         """
         observation.validate(deployment.validate())
+        check_shape("y", observation.y, "scene bs ant sc")
+        if len(observation.y) == 0:
+            raise ShapeError("y must hold at least one scene, got none")
         if paths is None:
             with torch.no_grad():
                 paths = self.detector(observation, deployment)

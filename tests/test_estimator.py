@@ -153,6 +153,8 @@ def test_bad_input_is_refused_before_any_work(tiny):
         (Observation(broken, noise_var), DomainError, "y"),
         (Observation(y, 0.0 * noise_var), DomainError, "noise_var"),
         (Observation(y.real, noise_var), DomainError, "complex"),
+        (Observation(y[0], noise_var[0]), ShapeError, "scene bs ant sc"),
+        (Observation(y[:0], noise_var[:0]), ShapeError, "at least one scene"),
     )
     for observation, kind, message in cases:
         with pytest.raises(kind, match=message):

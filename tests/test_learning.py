@@ -13,7 +13,7 @@ from sensing.learning import Learner, ParameterLog, SceneFigure
 SETTINGS = {
     "estimator": {"unrolled": {"num_iterations": 2, "tied": False}, "fusion": {"hidden": 3}, "name": "unfolded"},
     "loss": {"channel_weight": 0.3},
-    "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.02},
+    "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.02, "final_lr_fraction": 0.1},
 }
 
 
@@ -171,8 +171,15 @@ def test_a_loss_that_is_not_finite_names_the_scenes(tiny):
 
 def test_resume_equals_the_unbroken_run_bit_for_bit(tiny, trained, tmp_path):
     whole, _, _ = trained
-    first = trainer_of(tmp_path, 1, gradient_clip_val=1.0)
+
+    class Interrupted(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    # stopped after the first of two epochs: the step size follows the schedule of the whole run
+    first = trainer_of(tmp_path, 2, gradient_clip_val=1.0, callbacks=[Interrupted()])
     first.fit(learner(), data_of(tiny))
+    assert first.current_epoch == 1
     first.save_checkpoint(tmp_path / "half.ckpt")
     model = learner()
     trainer_of(tmp_path, 2, gradient_clip_val=1.0).fit(model, data_of(tiny), ckpt_path=tmp_path / "half.ckpt")

@@ -130,7 +130,7 @@ def test_slots_of_the_paths_do_not_matter(hall, case):
 
 def test_no_paths(hall, case):
     _, oracle, _ = case
-    for slots in (oracle.paths.mask.shape[-1], 1):
+    for slots in (oracle.paths.mask.shape[-1], 1, 0):
         paths = PathEstimates(*(field[:2, :, :slots] for field in oracle.paths))
         found = CoarseLocalizer()(only(paths, torch.tensor(False)), hall.deployment)
         assert has(found, Flag.NO_PATHS).all()

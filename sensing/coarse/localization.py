@@ -53,6 +53,10 @@ def _mode(solutions: Solution, mode: int) -> Solution:
     return Solution(*(field[:, mode] for field in solutions))
 
 
+def _one_slot(field: Tensor) -> tuple[int, ...]:
+    return (*field.shape[:2], 1, *field.shape[3:])
+
+
 def _merge(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
@@ -102,6 +106,8 @@ class CoarseLocalizer(torch.nn.Module):
         Returns:
             CoarseLocation; differentiable in the fusion weights through the last least-squares step.
         """
+        if paths.mask.shape[-1] == 0:  # one empty slot keeps the reductions over paths defined
+            paths = map_tensors(paths, lambda field: torch.cat([field, field.new_zeros(_one_slot(field))], 2))
         with torch.no_grad():
             weights = None if self.fusion is None else self.fusion(paths)
             path, solution, second = self._locate(paths, weights, deployment)
