@@ -60,7 +60,7 @@ def test_untrained_untied_equals_tied_bit_for_bit(hall_hard, two):
 def test_every_correction_acts(hall_hard, two):
     """A correction that changes nothing could not be learned."""
     example, geometry, _ = two
-    net = Unrolled(2, tied=True)
+    net = Unrolled(2, tied=True, cap=0.1)  # a cap that binds
     refined = net(example.observation, hall_hard.deployment, geometry)
     (refined.final.geometry.ue_position.sum() + refined.final.expectation.mean.abs().square().sum()).backward()
     for name, parameter in net.named_parameters():
