@@ -16,7 +16,7 @@ from sensing.errors import ConfigError, DomainError
 
 
 def location_term(ue: Tensor, true: Tensor, peb: Tensor) -> Tensor:
-    """`log(1 + |ue - true|^2 / peb^2)` per scene; scenes whose bound is infinite carry no weight.
+    """`sqrt(1 + |ue - true|^2 / peb^2) - 1` per scene; scenes whose bound is infinite carry no weight.
 
     Args:
         ue: [* xyz] [m].
@@ -25,7 +25,7 @@ def location_term(ue: Tensor, true: Tensor, peb: Tensor) -> Tensor:
     """
     usable = torch.isfinite(peb)
     ratio = (ue - true).square().sum(-1) / torch.where(usable, peb, torch.ones_like(peb)).square()
-    return torch.where(usable, torch.log1p(ratio), torch.zeros_like(ratio))
+    return torch.where(usable, (1.0 + ratio).sqrt() - 1.0, torch.zeros_like(ratio))
 
 
 def channel_term(channel: Tensor, example: Example) -> Tensor:
@@ -55,7 +55,7 @@ class BoundNormalisedLoss:
         coarse_weight: weight of the coarse location, where the front end runs in training.
     """
 
-    def __init__(self, channel_weight: float = 0.3, final_weight: float = 8.0, coarse_weight: float = 0.5) -> None:
+    def __init__(self, channel_weight: float = 0.3, final_weight: float = 4.0, coarse_weight: float = 0.5) -> None:
         for name, value in (
             ("channel_weight", channel_weight),
             ("final_weight", final_weight),

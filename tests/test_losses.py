@@ -18,7 +18,7 @@ def test_location_term_by_hand():
     true = torch.zeros(3, 3, dtype=torch.float64)
     ue = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0], [9.0, 9.0, 9.0]], dtype=torch.float64)
     peb = torch.tensor([2.5, 0.1, float("inf")], dtype=torch.float64)
-    expected = torch.tensor([math.log(5.0), 0.0, 0.0], dtype=torch.float64)
+    expected = torch.tensor([math.sqrt(5.0) - 1.0, 0.0, 0.0], dtype=torch.float64)
     assert torch.allclose(location_term(ue, true, peb), expected)
 
 
@@ -51,14 +51,14 @@ def test_terms_and_weights_by_hand(example):
     loss = BoundNormalisedLoss(channel_weight=0.3, final_weight=2.0, coarse_weight=0.5)
     terms = loss(iterates, example.channel, example, one, coarse=iterates[0])
     # the last iteration counts `final_weight` times the mean of the earlier ones
-    location = (math.log(10) + math.log(5) + 4 * math.log(2)) / 6
+    location = (math.sqrt(10) + math.sqrt(5) + 4 * math.sqrt(2)) / 6 - 1
     assert float(terms["location"]) == pytest.approx(location)
     assert float(terms["channel"]) == 0.0
-    assert float(terms["coarse"]) == pytest.approx(0.5 * math.log(10))
-    assert float(terms["total"]) == pytest.approx(location + 0.5 * math.log(10))
+    assert float(terms["coarse"]) == pytest.approx(0.5 * (math.sqrt(10) - 1))
+    assert float(terms["total"]) == pytest.approx(location + 0.5 * (math.sqrt(10) - 1))
     single = loss(iterates[-1:], example.channel, example, one)
     assert "coarse" not in single
-    assert float(single["location"]) == pytest.approx(math.log(2))
+    assert float(single["location"]) == pytest.approx(math.sqrt(2) - 1)
 
 
 def test_scale_of_the_observation_does_not_matter(example):

@@ -5,7 +5,7 @@ step is taken again from the last accepted geometry with more Levenberg-Marquard
 evaluation, because its normal equations travel in the state. All is selected with `torch.where`, hence differentiable.
 
 Every learned quantity is a correction of a configured base value and neutral at zero: `base * exp(delta)`,
-`sigmoid(logit(base) + delta)`, or for the taper `base + 10 delta`.
+`sigmoid(logit(base) + delta)`, or for the taper `base + 20 delta`.
 
 The taper widens the basin: a layer may trust pilot f as if its noise were `exp(taper x^2)` times larger, x in [-1, 1]
 the place of f in the band. Less bandwidth means a wider main lobe in delay. Objectives at different tapers do not
@@ -43,7 +43,7 @@ MOST_DAMPED = 1e9
 
 BLOCKS = ("ue", "offset", "node", "free")
 
-TAPER_UNIT = 10.0
+TAPER_UNIT = 20.0
 """Change of the taper per unit of its correction: useful tapers are of this size."""
 
 
@@ -134,7 +134,7 @@ class Iteration(nn.Module):
         return logit + self.corrections[name]
 
     def taper(self) -> Tensor:
-        """`base + 10 delta`."""
+        """`base + 20 delta`."""
         return self.base_taper + TAPER_UNIT * self.corrections["taper"]
 
     def values(self) -> dict[str, float]:
@@ -147,9 +147,9 @@ class Iteration(nn.Module):
         """Evaluate the proposal, keep the better point, propose the next."""
         return self.propose(self.evaluate(state, problem), problem)
 
-    def evaluate(self, state: State, problem: Problem) -> State:
+    def evaluate(self, state: State, problem: Problem, further_taper: Tensor | float = 0.0) -> State:
         """E-step at the proposal and the guard: afterwards `accepted` is the best point so far."""
-        new = self._at(state.proposal, state.power, problem, self.taper())
+        new = self._at(state.proposal, state.power, problem, self.taper() + further_taper)
         return self._judge(state, new, problem)
 
     def conclude(self, state: State, problem: Problem) -> State:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sensing.containers import Deployment, Geometry, Observation
 from sensing.errors import ConfigError
-from sensing.inference.iteration import Iteration
+from sensing.inference.iteration import TAPER_UNIT, Iteration
 from sensing.inference.state import Evaluation, Problem, State, prepare
 
 
@@ -63,6 +63,7 @@ class Unrolled(nn.Module):
             Iteration(**(settings | {name: values[t] for name, values in per_layer.items()}))
             for t in range(1 if tied else num_iterations)
         )
+        self.coarse_to_fine = nn.Parameter(torch.zeros((), dtype=torch.float64))
         base = {name: values[-1] if name in per_layer else values for name, values in settings.items()}
         self.polisher = (
             Iteration(**(base | {"missing": 1.0, "step": 1.0, "taper": 0.0})).requires_grad_(False) if polish else None
@@ -85,7 +86,7 @@ class Unrolled(nn.Module):
             schedule += [self.polisher] * self.polish
         seen: list[Evaluation] = []
         for step, layer in enumerate(schedule):
-            state = layer.evaluate(state, problem)
+            state = layer.evaluate(state, problem, self.schedule(step))
             if history and step > 0:
                 seen.append(_accepted(state))
             state = layer.propose(state, problem)
@@ -94,6 +95,14 @@ class Unrolled(nn.Module):
         assert state.rejected is not None
         final = _accepted(state)
         return Refined(final, [*seen, final] if history else [], problem, state.clipped, state.rejected)
+
+    def schedule(self, step: int) -> Tensor:
+        """Taper that falls from `20 delta` in the first iteration to zero in the last: coarse first, fine afterwards.
+
+        One number for all layers, because the gradient of a single layer's taper is mostly noise.
+        """
+        share = max(0.0, 1.0 - step / max(self.num_iterations - 1, 1))
+        return TAPER_UNIT * share * self.coarse_to_fine
 
     def evaluate_at(self, observation: Observation, deployment: Deployment, geometry: Geometry) -> Evaluation:
         """E-step at a geometry without moving it."""

@@ -1,5 +1,6 @@
 """The LightningModule that trains an unfolded estimator end to end."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ class Learner(lightning.LightningModule):
     Args:
         estimator: arguments of `build_estimator`.
         loss: arguments of `BoundNormalisedLoss`.
-        optimizer: `_target_`, a class of torch.optim, its arguments, and `final_lr_fraction` of the cosine schedule.
+        optimizer: `_target_`, a class of torch.optim, its arguments, `final_lr_fraction` of the cosine schedule, and
+            `layer_lr_fraction`, the step size of corrections of single layers relative to that of all others.
     """
 
     def __init__(self, estimator: Mapping[str, Any], loss: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
@@ -139,14 +141,22 @@ class Learner(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer of the settings over the learnable parameters, its step size falling along a cosine."""
         settings = dict(self.hparams["optimizer"])
-        last = settings.pop("final_lr_fraction", 1.0)
+        last, share = settings.pop("final_lr_fraction", 1.0), settings.pop("layer_lr_fraction", 1.0)
         name = str(settings.pop("_target_", "torch.optim.Adam")).rsplit(".", 1)[-1]
         kind = getattr(torch.optim, name, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
             raise ConfigError(f"optimizer._target_ must be a class of torch.optim, got {name!r}")
-        optimizer = kind([p for p in self.parameters() if p.requires_grad], **settings)
+        learned = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        lr = settings.get("lr", 1e-3)
+        groups = [
+            {"params": [p for name, p in learned if ".layers." not in name], "lr": lr},
+            {"params": [p for name, p in learned if ".layers." in name], "lr": lr * share},
+        ]
+        optimizer = kind([group for group in groups if group["params"]], **settings)
         total = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total, eta_min=last * settings.get("lr", 1e-3))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * min(step / total, 1.0)))
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
