@@ -120,13 +120,13 @@ class SceneDataModule(lightning.LightningDataModule):
         batch_size: int = 16,
         scenes_per_epoch: int = 160,
         snr_db: Sequence[float] = (5.0, 15.0),
-        val_scenes: int = 64,
+        val_scenes: int = 128,
         val_snr_db: float = 10.0,
         test_scenes: int = 200,
-        amplitude: Sequence[float] = (4.0, 14.0),
-        val_amplitude: float = 12.0,
+        amplitude: Sequence[float] = (8.0, 14.0),
+        val_amplitude: float = 8.0,
         ghosts: int = 1,
-        detected_every: int = 4,
+        detected_every: int = 5,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
