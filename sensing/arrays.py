@@ -36,6 +36,8 @@ def upa(num_y: int = 8, num_z: int = 8, spacing: float = 0.5) -> Tensor:
 
 def ula(num: int = 16, spacing: float = 0.5) -> Tensor:
     """Uniform linear array along the local y axis, [ant xyz] in wavelengths. It does not resolve elevation."""
+    if num < 1 or not spacing > 0:
+        raise ConfigError(f"ula needs num >= 1 and spacing > 0, got {num}, {spacing}")
     return upa(num, 1, spacing)
 
 

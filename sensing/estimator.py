@@ -91,6 +91,8 @@ class LocationEstimator(nn.Module):
         check_shape("y", observation.y, "scene bs ant sc")
         if len(observation.y) == 0:
             raise ShapeError("y must hold at least one scene, got none")
+        if len(deployment.pilot_freq) < 2:
+            raise ShapeError("pilot_freq must hold at least two pilots (one tells nothing of the delay), got 1")
         if paths is None:
             with torch.no_grad():
                 paths = self.detector(observation, deployment)

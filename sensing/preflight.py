@@ -20,6 +20,8 @@ def check_evaluation(config: options.Config) -> Path | None:
     options.existing_file(config, "checkpoint", optional=True)
     _check_threads(config)
     options.integer(config, "eval.batch_size", low=1)
+    _only(config, "eval", {"num_scenes", "snr_db", "batch_size", "progress"})
+    _only(config, "data", {"source", "path", "split"})
     if options.choice(config, "data.source", ["synthetic", "file"]) == "file":
         return options.existing_file(config, "data.path")
     options.choice(config, "data.split", ["train", "val", "test", "sample"])
@@ -56,6 +58,17 @@ def check_scene(config: options.Config) -> None:
     options.integer(config, "seed", low=0)
     options.integer(config, "ofdm.num_subcarriers", low=1)
     options.integer(config, "ofdm.pilot_step", low=1)
+    _only(
+        config,
+        "scene",
+        {
+            "name",
+            "clock_offset_std_over_bandwidth",
+            "true_clock_offset_std_over_bandwidth",
+            "deployment",
+            "sampler",
+        },
+    )
     options.positive(config, "ofdm.spacing_hz")
     options.positive(config, "ofdm.carrier_hz")
     std = options.positive(config, "scene.clock_offset_std_over_bandwidth", allow_zero=True, allow_infinite=True)
@@ -69,6 +82,13 @@ def _check_command(config: options.Config, command: str, needed: str, foreign: s
     unread = sorted(foreign & set(config))
     if needed not in config or unread:
         raise ConfigError(f"{command}.py must get a configuration or experiment of its own, got one with {unread}")
+
+
+def _only(config: options.Config, key: str, known: set[str]) -> None:
+    """Keys that nothing reads: from `+key=value`, or from an experiment of the other command."""
+    unknown = sorted(set(options.lookup(config, key) or {}) - known)
+    if unknown:
+        raise ConfigError(f"{key} must have no other keys than {', '.join(sorted(known))}, got {', '.join(unknown)}")
 
 
 def _check_threads(config: options.Config) -> None:

@@ -6,6 +6,7 @@ A `_target_` in a YAML file names the function or class that is called with the 
 import logging
 import re
 import shlex
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,7 +154,7 @@ def _command(name: str) -> str:
     """The command line of this run; empty from a notebook."""
     if not HydraConfig.initialized():
         return ""
-    return shlex.join(["python", f"{name}.py", *HydraConfig.get().overrides.task])
+    return shlex.join([*_program(name), *HydraConfig.get().overrides.task])
 
 
 def train(config: DictConfig) -> float:
@@ -181,6 +182,7 @@ def train(config: DictConfig) -> float:
     learner = Learner(settings["estimator"], settings["loss"], settings["optimizer"])
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise ConfigError("estimator must have something to learn (try estimator=unfolded), got no learnable parameter")
+    learner.build_optimizer()  # its mistakes show now, not after the test of the untrained estimator
     if settings["ckpt_path"] is not None:
         check_resume(settings["ckpt_path"], learner)
     trainer = build_trainer(config)
@@ -214,7 +216,9 @@ def check_resume(path: str, learner: torch.nn.Module) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # whatever torch raises, depending on what is broken
-        raise CheckpointError(f"ckpt_path must be a checkpoint of train.py, got {path}: {error}") from error
+        raise CheckpointError(
+            f"ckpt_path must be a checkpoint of train.py, got {path}: {type(error).__name__}: {error}"
+        ) from error
     wanted = {name: list(value.shape) for name, value in learner.state_dict().items()}
     found = {name: list(value.shape) for name, value in state.items()}
     if found != wanted:
@@ -243,7 +247,12 @@ def _evaluate_command(checkpoint: str) -> str:
         arguments = [f"scene={choices['scene']}", *(text for text in overrides if _SHAPES_THE_SCENE.match(text))]
     path = Path(checkpoint).resolve()
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return shlex.join(["python", "evaluate.py", *arguments, f"checkpoint={shown}"])
+    return shlex.join([*_program("evaluate"), *arguments, f"checkpoint={shown}"])
+
+
+def _program(name: str) -> list[str]:
+    """How a command is called: by its script in a checkout, by its name where the console scripts were used."""
+    return [f"sensing-{name}"] if Path(sys.argv[0]).name.startswith("sensing-") else ["python", f"{name}.py"]
 
 
 def _quiet_lightning() -> None:

@@ -217,6 +217,9 @@ def test_every_experiment_and_sweep_composes_by_the_command_in_its_header(path):
             "scene.clock_offset_std_over_bandwidth=inf",
             r"scene\.true_clock_offset_std_over_bandwidth must be a number >= 0",
         ),
+        ("+eval.scenes=3", r"eval must have no other keys than .*num_scenes.*, got scenes"),
+        ("+data.test_scenes=3", r"data must have no other keys than .*, got test_scenes"),
+        ("+scene.num_shared=3", r"scene must have no other keys than .*, got num_shared"),
         ("ofdm.spacing_hz=0", r"ofdm\.spacing_hz must be a number > 0, got 0"),
         ("ofdm.pilot_step=abc", r"ofdm\.pilot_step must be a whole number >= 1, got 'abc'"),
     ],
@@ -235,6 +238,7 @@ def test_file_that_does_not_exist_is_refused():
     ("override", "kind", "message"),
     [
         ("array.num_y=0", ConfigError, r"num_y, num_z >= 1.* \(in array\)"),
+        ("array=ula array.num=0", ConfigError, r"ula needs num >= 1.* \(in array\)"),
         ("+array.foo=1", ConfigError, r"array must fit sensing\.arrays\.upa, got: .*foo"),
         ("array._target_=sensing.arrays.nope", ConfigError, r"array must fit sensing\.arrays\.nope"),
         ("scene.sampler.num_shared=-1", ConfigError, r"num_shared.*-1.*\(in scene\.sampler\)"),
@@ -244,7 +248,7 @@ def test_file_that_does_not_exist_is_refused():
 )
 def test_error_of_a_constructor_keeps_its_type_and_names_the_key(override, kind, message):
     with pytest.raises(kind, match=message) as caught:
-        runs.build_simulator(composed("evaluate", override))
+        runs.build_simulator(composed("evaluate", *override.split()))
     assert isinstance(caught.value, SensingError)
 
 
@@ -262,6 +266,8 @@ def test_an_experiment_of_the_other_command_is_refused():
         match=r"train\.py must get a configuration or experiment of its own, got one with \['estimators', 'eval'\]",
     ):
         preflight.check_training(runs.plain(composed("train", "experiment=hall_hard_sigma")))
+    with pytest.raises(ConfigError, match="data must have no other keys"):
+        preflight.check_evaluation(runs.plain(composed("evaluate", "experiment=hard_starts")))
 
 
 def test_every_key_of_the_yaml_files_has_a_unit_or_a_meaning():

@@ -180,3 +180,10 @@ def test_a_refinement_that_strays_returns_to_the_coarse_solution(hall, example, 
     error = (found.ue_position - example.scene.ue_position).norm(dim=-1)
     assert (error[lost] < 2.0).all()
     assert finite(found)
+
+
+def test_a_single_pilot_is_refused(hall, example):
+    lone = hall.deployment._replace(pilot_freq=hall.deployment.pilot_freq[:1])
+    observation = Observation(example.observation.y[..., :1], example.observation.noise_var)
+    with pytest.raises(ShapeError, match="pilot_freq must hold at least two pilots"):
+        build_estimator()(observation, lone)

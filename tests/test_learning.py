@@ -84,7 +84,14 @@ def test_foreign_and_broken_checkpoints(trained, tmp_path):
     torch.save(content | {"state_dict": other}, tmp_path / "fewer.ckpt")
     strange = content["hyper_parameters"] | {"estimator": {"nonsense": 1}}
     torch.save(content | {"hyper_parameters": strange}, tmp_path / "strange.ckpt")
-    for name in ("text", "empty", "short", "bare", "fewer", "strange", "absent"):
+    first = next(iter(content["state_dict"]))
+    spoilt = content["state_dict"] | {first: torch.full_like(content["state_dict"][first], float("nan"))}
+    torch.save(content | {"state_dict": spoilt}, tmp_path / "spoilt.ckpt")
+    with pytest.raises(CheckpointError, match=r"fewer\.ckpt: RuntimeError: .*Missing key.*layers\.1"):
+        Learner.load(tmp_path / "fewer.ckpt")
+    with pytest.raises(CheckpointError, match=f"finite parameters, got non-finite {first}"):
+        Learner.load(tmp_path / "spoilt.ckpt")
+    for name in ("text", "empty", "short", "bare", "fewer", "strange", "absent", "spoilt"):
         with pytest.raises(CheckpointError, match=rf"checkpoint must .*{name}\.ckpt"):
             Learner.load(tmp_path / f"{name}.ckpt")
 

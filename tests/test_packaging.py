@@ -36,6 +36,7 @@ def test_wheel_holds_the_package_with_all_of_conf_and_nothing_else(wheel):
     assert wanted
     assert {name.removeprefix("sensing/") for name in names if name.endswith(".yaml")} == wanted
     assert any(name.endswith("LICENSE") for name in names)
+    assert "sensing/py.typed" in names
 
 
 def test_unpacked_wheel_finds_its_own_conf_and_shows_help(wheel, tmp_path):

@@ -80,11 +80,25 @@ def test_untrained_unfolded_estimator_is_labelled_so(tmp_path):
     assert names == ["classical", "unfolded_untrained"]
 
 
+@pytest.mark.parametrize(
+    ("program", "wanted"), [("train.py", "python evaluate.py"), ("sensing-train", "sensing-evaluate")]
+)
+def test_command_printed_is_one_that_the_user_has(monkeypatch, program, wanted):
+    monkeypatch.setattr("sys.argv", [f"/somewhere/{program}"])
+    assert runs._evaluate_command("best.ckpt").startswith(f"{wanted} checkpoint=")
+
+
 def test_null_entries_and_switches_leave_out_callbacks(tmp_path):
     trainer = runs.build_trainer(config(tmp_path, "callbacks.figure=null", "trainer.enable_checkpointing=false"))
     kinds = {type(each).__name__ for each in trainer.callbacks}
     assert "ParameterLog" in kinds
     assert not kinds & {"SceneFigure", "ModelCheckpoint", "RichProgressBar"}
+
+
+@pytest.mark.parametrize("override", ["optimizer.betas=[0.9]", "+optimizer.momentum=0.9"])
+def test_optimizer_that_refuses_its_arguments_is_named_before_any_work(tmp_path, override):
+    with pytest.raises(ConfigError, match=r"optimizer must fit torch\.optim\.Adam, got "):
+        runs.train(config(tmp_path, override))
 
 
 def test_nothing_to_learn_is_refused(tmp_path):

@@ -152,16 +152,30 @@ def test_deployment_builder():
         build_deployment([[0, 0, 5]], target=[1, 1, 1], region=[[0, 0, 0], [0, 9, 9]], **kwargs)
     with pytest.raises(ShapeError, match="bs_rotation"):
         build_deployment([[0, 0, 5]], bs_rotation=torch.eye(3).expand(2, 3, 3), **kwargs)
-    with pytest.raises(DomainError, match="bs_rotation"):
+    with pytest.raises(DomainError, match="target must not lie straight above"):
         build_deployment([[0, 0, 5]], target=[0, 0, 0], **kwargs)  # straight down: no horizontal boresight
     with pytest.raises(ShapeError, match="bs_position"):
         build_deployment([0, 0, 5], target=[1, 1, 1], **kwargs)
+    for position, target, message in (
+        ([[0, 0], [1, 1]], [1, 1, 1], "bs_position must be .*xyz"),
+        ([[0, 0, 5], [1, 1]], [1, 1, 1], "bs_position must be a regular array"),
+        ([[0, 0, 5]], [1, 1], "target must be .*xyz"),
+        ([[0, 0, 5]], [[1, 1, 1], [2, 2, 2]], "target must be .*bs=1"),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            build_deployment(position, target=target, **kwargs)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_shared": -1}, "num_shared"),
+        ({"num_shared": -1}, "num_shared must be"),
+        ({"num_shared": 2.5}, "num_shared must be a whole number"),
+        ({"num_specific": True}, "num_specific must be"),
+        ({"min_views": -1}, "min_views must be"),
+        ({"min_spacing_m": -1.0}, "min_spacing_m must be"),
+        ({"min_ue_distance_m": float("nan")}, "min_ue_distance_m must be"),
+        ({"visibility": "often"}, "visibility must be"),
         ({"num_shared": 0, "num_specific": 0}, "scatterer"),
         ({"visibility": 0.0}, "visibility must be"),
         ({"gains": "loud"}, "gains must be"),

@@ -158,7 +158,7 @@ def error_over_peb_cdf(result: SweepResult) -> Figure | None:
         for name, ratio in shown.items():
             _step(axes, ratio[at], label=name, color=marks(name, result.names)[0])
         axes.axvline(1.0, color="black", linestyle="--", linewidth=1, label="PEB")
-        axes.axvline(3.0, color="black", linewidth=1, alpha=0.5, label="converged below this line")
+        axes.axvline(3.0, color="black", linewidth=1, alpha=0.5, label="converged left of this line")
         axes.set_xlabel("user position error / PEB")
 
     return _distributions(result, draw) if shown else None

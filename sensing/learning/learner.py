@@ -45,15 +45,20 @@ class Learner(lightning.LightningModule):
             CheckpointError: not a checkpoint of this class, or of another architecture.
         """
         try:
-            return cls.load_from_checkpoint(str(path), map_location="cpu", weights_only=True).eval()
+            learner = cls.load_from_checkpoint(str(path), map_location="cpu", weights_only=True).eval()
         except FileNotFoundError as error:
             raise CheckpointError(f"checkpoint must be an existing file, got {path}") from error
         except Exception as error:  # whatever torch, pickle or zipfile raise, depending on what is broken
-            reason = str(error).strip().splitlines()
+            lines = str(error).strip().splitlines()[:2]  # the second names the fields
+            reason = " ".join(line.strip() for line in lines)
             raise CheckpointError(
                 f"checkpoint must be written by train.py for this version's architecture, got {path}: "
-                f"{reason[0] if reason else type(error).__name__}"
+                f"{type(error).__name__}: {reason[:300]}"
             ) from error
+        bad = [name for name, value in learner.named_parameters() if not torch.isfinite(value).all()]
+        if bad:
+            raise CheckpointError(f"checkpoint must hold finite parameters, got non-finite {', '.join(bad)} in {path}")
+        return learner
 
     def run(self, task: Task, history: bool = False) -> tuple[Refined, Geometry]:
         """Refine a batch from its start, or from the front end's where it has none; returns that start too."""
@@ -138,10 +143,15 @@ class Learner(lightning.LightningModule):
         }
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=False, sync_dist=True)
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer of the settings over the learnable parameters, its step size falling along a cosine."""
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the settings over the learnable parameters.
+
+        Raises:
+            ConfigError: torch.optim has no such class, or it refuses its arguments.
+        """
         settings = dict(self.hparams["optimizer"])
-        last, share = settings.pop("final_lr_fraction", 1.0), settings.pop("layer_lr_fraction", 1.0)
+        settings.pop("final_lr_fraction", None)
+        share = settings.pop("layer_lr_fraction", 1.0)
         name = str(settings.pop("_target_", "torch.optim.Adam")).rsplit(".", 1)[-1]
         kind = getattr(torch.optim, name, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
@@ -152,7 +162,14 @@ class Learner(lightning.LightningModule):
             {"params": [p for name, p in learned if ".layers." not in name], "lr": lr},
             {"params": [p for name, p in learned if ".layers." in name], "lr": lr * share},
         ]
-        optimizer = kind([group for group in groups if group["params"]], **settings)
+        try:
+            return kind([group for group in groups if group["params"]], **settings)
+        except Exception as error:  # whatever the class raises, depending on the argument
+            raise ConfigError(f"optimizer must fit torch.optim.{name}, got {settings}: {error}") from error
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, its step size falling along a cosine."""
+        optimizer, last = self.build_optimizer(), self.hparams["optimizer"].get("final_lr_fraction", 1.0)
         total = max(int(self.trainer.estimated_stepping_batches), 1)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * min(step / total, 1.0)))

@@ -4,7 +4,9 @@ Scene i of a split depends on (seed, split, i) and on nothing else: every scene 
 results do not change with batch size, workers or order.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -66,8 +68,20 @@ class SceneSampler:
         for name, box in (("ue_region", self.ue_region), ("scatterer_region", self.scatterer_region)):
             if box.shape != (2, 3) or not np.isfinite(box).all() or (box[0] > box[1]).any():
                 raise ConfigError(f"{name} must be [[x, y, z] lower, [x, y, z] upper], got {box.tolist()}")
-        if num_shared < 0 or num_specific < 0 or num_shared + num_specific == 0:
-            raise ConfigError(f"need num_shared, num_specific >= 0 and a scatterer, got {num_shared}, {num_specific}")
+        for name, count in (("num_shared", num_shared), ("num_specific", num_specific), ("min_views", min_views)):
+            if not isinstance(count, Integral) or isinstance(count, bool) or count < 0:
+                raise ConfigError(f"{name} must be a whole number >= 0, got {count!r}")
+        for name, number, low in (
+            ("visibility", visibility, 0.0),
+            ("min_spacing_m", min_spacing_m, 0.0),
+            ("min_bs_distance_m", min_bs_distance_m, 0.0),
+            ("min_ue_distance_m", min_ue_distance_m, 0.0),
+            ("min_boresight_cos", min_boresight_cos, -1.0),
+        ):
+            if isinstance(number, bool) or not isinstance(number, Real) or not low <= number < math.inf:
+                raise ConfigError(f"{name} must be a finite number >= {low:g}, got {number!r}")
+        if num_shared + num_specific == 0:
+            raise ConfigError(f"num_shared and num_specific must give a scatterer, got {num_shared}, {num_specific}")
         if not 0 < visibility <= 1:
             raise ConfigError(f"visibility must be in (0, 1], got {visibility}")
         if gains not in ("rayleigh", "constant_modulus"):
