@@ -14,6 +14,7 @@ from sensing.checks import check_shape
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.least_squares import inverse_information
 from sensing.coarse.localization import CoarseLocalizer, CoarseLocation
+from sensing.coarse.user_search import user_box
 from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates
 from sensing.errors import ConfigError, ShapeError
 from sensing.fusion.weights import FusionWeights
@@ -100,7 +101,9 @@ class LocationEstimator(nn.Module):
         refined, lost = self.refine(observation, deployment, coarse)
         estimate = to_estimate(refined.final, refined.problem)
         flags = coarse.flags | torch.where(lost, Flag.DIVERGED, 0)
-        return estimate._replace(cost_per_dof=coarse.cost_per_dof, flags=flags)
+        assert estimate.covariance is not None
+        covariance = doubtful_covariance(estimate.covariance, flags, coarse, deployment)
+        return estimate._replace(covariance=covariance, cost_per_dof=coarse.cost_per_dof, flags=flags)
 
     def refine(
         self, observation: Observation, deployment: Deployment, coarse: CoarseLocation
@@ -112,6 +115,29 @@ class LocationEstimator(nn.Module):
             start = self.unrolled.evaluate_at(observation, deployment, coarse.geometry)
             refined = refined._replace(final=select(lost, start, refined.final))
         return refined, lost
+
+
+def doubtful_covariance(covariance: Tensor, flags: Tensor, coarse: CoarseLocation, deployment: Deployment) -> Tensor:
+    """Covariance of (user, offsets) that owns up to the flags; that of a trusted scene is unchanged.
+
+    The information matrix only knows the errors of a right association. A poor fit scales it by the cost per degree of
+    freedom; a rival mode d away adds d d^T / 2 (either is as likely); where the solution rests on nothing (no paths,
+    too few shared scatterers, unobservable, diverged) the spread of a uniform law over the user's box is added, to the
+    offsets that over its diagonal.
+    """
+    box = user_box(deployment)
+    extent = (box[1] - box[0]).square() / 12.0
+    offsets = len(deployment.bs_position)
+    groundless = Flag.NO_PATHS | Flag.TOO_FEW_SHARED | Flag.UNOBSERVABLE | Flag.DIVERGED
+    poor = (flags & Flag.POOR_FIT != 0) & (coarse.cost_per_dof > 1.0)
+    scale = torch.where(poor, coarse.cost_per_dof, torch.ones_like(coarse.cost_per_dof))
+    prior = torch.diag(torch.cat([extent, extent.sum().expand(offsets)]))
+    apart = torch.nn.functional.pad(coarse.rival, (0, offsets))
+    return (
+        scale[:, None, None] * covariance
+        + 0.5 * apart[:, :, None] * apart[:, None, :]
+        + (flags & groundless != 0)[:, None, None] * prior
+    )
 
 
 def _strayed(geometry: Geometry, coarse: CoarseLocation, deployment: Deployment) -> Tensor:

@@ -4,6 +4,7 @@ A `_target_` in a YAML file names the function or class that is called with the 
 """
 
 import logging
+import math
 import re
 import shlex
 import sys
@@ -187,6 +188,11 @@ def train(config: DictConfig) -> float:
         check_resume(settings["ckpt_path"], learner)
     trainer = build_trainer(config)
     before = trainer.test(learner, data, verbose=False)[0]
+    if not math.isfinite(before["test/error_over_peb_rms"]):
+        raise ConfigError(
+            "scene must make the user observable (four shared scatterers, or a prior), "
+            "got no test scene with a finite bound"
+        )
     trainer.fit(learner, data, ckpt_path=settings["ckpt_path"])
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     chosen = trainer.validate(learner, data, ckpt_path=best, verbose=False)[0]

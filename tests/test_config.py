@@ -93,6 +93,8 @@ def test_every_option_composes_and_its_targets_accept_its_keys(command, group, o
             continue
         keys = {key for key in node if not key.startswith("_")} - ({"carrier_hz"} if where == "ofdm" else set())
         keys -= {"source"} if where == "data" else set()
+        # the learner's own, taken out before the optimizer is built
+        keys -= {"final_lr_fraction", "layer_lr_fraction"} if where == "optimizer" else set()
         assert keys <= set(parameters), f"{where}: {node['_target_']} does not take {keys - set(parameters)}"
 
 
@@ -127,7 +129,7 @@ def test_yaml_and_python_have_the_same_defaults():
     classical = evaluate["available"]["classical"]
     for node, wanted in (
         (train["detector"], defaults(PathDetector)),
-        (train["data"], {**defaults(SceneDataModule), "snr_db": [-2.0, 20.0], "amplitude": [0.5, 6.0]}),
+        (train["data"], {**defaults(SceneDataModule), "snr_db": [5, 15], "amplitude": [6.0, 14.0]}),
         (train["loss"], defaults(BoundNormalisedLoss)),
         (train["fusion"]["weights"], defaults(FusionWeights)),
         (classical["localizer"], {k: v for k, v in defaults(CoarseLocalizer).items() if k != "fusion"}),

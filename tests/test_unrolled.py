@@ -228,10 +228,10 @@ def test_taper_widens_the_basin(hall_hard):
 def test_coarse_to_fine_falls_to_zero_and_equals_a_list_of_tapers(hall_hard, two):
     example, geometry, _ = two
     net = Unrolled(4, tied=False)
-    assert [float(net.schedule(step)) for step in range(4)] == [0.0] * 4
+    assert [net.schedule(step).item() for step in range(4)] == [0.0] * 4
     with torch.no_grad():
         net.coarse_to_fine.fill_(0.3)
-    falling = [float(net.schedule(step)) for step in range(6)]
+    falling = [net.schedule(step).item() for step in range(6)]
     assert falling == pytest.approx([6.0, 4.0, 2.0, 0.0, 0.0, 0.0])  # nothing is left for polishing iterations
     by_hand = Unrolled(4, tied=False, taper=falling[:4])
     a, b = (each(example.observation, hall_hard.deployment, geometry) for each in (net, by_hand))

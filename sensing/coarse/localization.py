@@ -43,6 +43,7 @@ class CoarseLocation(NamedTuple):
     path: Tensor  # [* node bs] member path of each node, -1 for none
     cost_per_dof: Tensor  # [*]
     flags: Tensor  # [*] int64, bits of containers.Flag
+    rival: Tensor  # [* xyz] from the user to another mode that fits about as well; zero where there is none
 
 
 def _take(container: T, rows: Tensor) -> T:
@@ -110,18 +111,18 @@ class CoarseLocalizer(torch.nn.Module):
             paths = map_tensors(paths, lambda field: torch.cat([field, field.new_zeros(_one_slot(field))], 2))
         with torch.no_grad():
             weights = None if self.fusion is None else self.fusion(paths)
-            path, solution, second = self._locate(paths, weights, deployment)
+            path, solution, rival = self._locate(paths, weights, deployment)
             path, solution = self._repair(path, solution, paths, weights, deployment)
         if self.fusion is not None and torch.is_grad_enabled():
             data = cluster_measurements(path, paths, self.fusion(paths))
             stepped = differentiable_step(data, solution.ue_position, solution.offset_m, solution.position, deployment)
             solution = solution._replace(ue_position=stepped[0], offset_m=stepped[1], position=stepped[2])
-        return self._report(path, solution, second, paths, deployment)
+        return self._report(path, solution, rival, paths, deployment)
 
     def _locate(
         self, paths: PathEstimates, weights: Tensor | None, deployment: Deployment
     ) -> tuple[Tensor, Solution, Tensor]:
-        """Associate and locate; returns member paths, solution and whether another user mode fits about as well.
+        """Associate and locate; returns member paths, solution and the way to a rival user mode [b xyz].
 
         Every mode gathers its own associations, and only then the evidence decides: before, a mode that fits few
         clusters well may look better than the true one.
@@ -154,7 +155,10 @@ class CoarseLocalizer(torch.nn.Module):
         away = (torch.stack(places, 1) - solution.ue_position[:, None]).norm(dim=-1)
         spread = inverse_information(solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0)
         rival = (away > 6.0 * spread.sqrt()[:, None]) & (torch.stack(evidence, 1) > best[:, None] - SINGLE_GATE)
-        return path, solution, rival.any(-1)
+        furthest = (away * rival).argmax(1)
+        rows = torch.arange(len(away), device=away.device)
+        shift = torch.stack(places, 1)[rows, furthest] - solution.ue_position
+        return path, solution, torch.where(rival.any(-1)[:, None], shift, torch.zeros_like(shift))
 
     def _settle(
         self,
@@ -273,7 +277,7 @@ class CoarseLocalizer(torch.nn.Module):
         return path, solution
 
     def _report(
-        self, path: Tensor, solution: Solution, second: Tensor, paths: PathEstimates, deployment: Deployment
+        self, path: Tensor, solution: Solution, rival: Tensor, paths: PathEstimates, deployment: Deployment
     ) -> CoarseLocation:
         """Geometry, goodness of fit and flags."""
         member = path >= 0
@@ -296,16 +300,18 @@ class CoarseLocalizer(torch.nn.Module):
             free_mask=free.gather(-1, order),
         )
         cost = solution.cost
+        # user and common offset are four unknowns; a known height takes one off
+        needed = 4 if deployment.ue_height_range is None else 3
         flags = torch.zeros(len(path), dtype=torch.int64, device=path.device)
         for bit, condition in (
             (Flag.NO_PATHS, ~paths.mask.any(-1).any(-1)),
-            (Flag.TOO_FEW_SHARED, exists.sum(-1) < 4),
+            (Flag.TOO_FEW_SHARED, exists.sum(-1) < needed),
             (Flag.POOR_FIT, fit_fails(cost, path)),
-            (Flag.SECOND_MODE, second),
+            (Flag.SECOND_MODE, (rival != 0).any(-1)),
             (Flag.UNOBSERVABLE, self._unobservable(solution, deployment)),
         ):
             flags = flags | torch.where(condition, bit, 0)
-        return CoarseLocation(geometry, solution, path, cost / degrees_of_freedom(path), flags)
+        return CoarseLocation(geometry, solution, path, cost / degrees_of_freedom(path), flags, rival)
 
     @staticmethod
     def _unobservable(solution: Solution, deployment: Deployment) -> Tensor:

@@ -105,9 +105,10 @@ class SceneDataModule(lightning.LightningDataModule):
         snr_db: lowest and highest SNR of training scenes [dB].
         val_scenes: validation scenes, the same in every epoch.
         val_snr_db: their SNR [dB].
-        test_scenes: test scenes with the same starts and SNR as validation, never seen in training or model selection.
+        test_scenes: test scenes at the SNR of validation, never seen in training or model selection.
         amplitude: lowest and highest size of the start's perturbation in standard deviations of the bound.
-        val_amplitude: that of validation and test.
+        val_amplitude: that of validation.
+        test_amplitude: that of the test.
         ghosts: false scatterers per start.
         detected_every: every so many training batches start from the front end instead, which trains the fusion
             weights; 0 for never.
@@ -123,10 +124,11 @@ class SceneDataModule(lightning.LightningDataModule):
         val_scenes: int = 128,
         val_snr_db: float = 10.0,
         test_scenes: int = 200,
-        amplitude: Sequence[float] = (8.0, 14.0),
-        val_amplitude: float = 8.0,
+        amplitude: Sequence[float] = (6.0, 14.0),
+        val_amplitude: float = 12.0,
+        test_amplitude: float = 8.0,
         ghosts: int = 1,
-        detected_every: int = 5,
+        detected_every: int = 8,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -149,11 +151,12 @@ class SceneDataModule(lightning.LightningDataModule):
             )
         self.simulator, self.batch_size, self.num_workers = simulator, batch_size, num_workers
         self.scenes_per_epoch, self.detected_every = scenes_per_epoch, detected_every
-        self.amplitude, self.val_amplitude, self.ghosts = (
-            (float(amplitude[0]), float(amplitude[1])),
-            val_amplitude,
-            ghosts,
-        )
+        self.ghosts = ghosts
+        self.amplitude = {
+            "train": (float(amplitude[0]), float(amplitude[1])),
+            "val": (val_amplitude, val_amplitude),
+            "test": (test_amplitude, test_amplitude),
+        }
         self.datasets = {
             "train": SceneDataset(simulator, "train", snr_db, scenes_per_epoch),
             "val": SceneDataset(simulator, "val", [val_snr_db], val_scenes),
@@ -198,7 +201,7 @@ class SceneDataModule(lightning.LightningDataModule):
         if split == "train" and self.detected_every and number % self.detected_every == self.detected_every - 1:
             return Task(example, deployment, bound.ue_position_m, None, draw.index, draw.snr_db)
         rngs = [scene_generator(self.simulator.seed, split, i, START_STREAM) for i in draw.index.tolist()]
-        low, high = self.amplitude if split == "train" else (self.val_amplitude, self.val_amplitude)
+        low, high = self.amplitude[split]
         size = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float64, device=channel.device)
         start = perturbed_start(example, deployment, bound.covariance, size, self.ghosts, rngs)
         return Task(example, deployment, bound.ue_position_m, start, draw.index, draw.snr_db)

@@ -33,12 +33,12 @@ def statistic(values: Floats, name: str, decibel: bool = False) -> tuple[float, 
     Args:
         values: [scene].
         name: median, rms, p90 or mean.
-        decibel: the values are in dB; their mean is that of the linear powers, given in dB again.
+        decibel: the values are in dB; their mean and rms are those of the linear powers, given in dB again.
 
     Returns:
         The value (NaN where no value is finite) and the number of finite values.
     """
-    linear = decibel and name == "mean"
+    linear = decibel and name in ("mean", "rms")
     found = summarize(torch.from_numpy(_power(values) if linear else values))
     return _decibel(found[name]) if linear else found[name], int(found["count"])
 
@@ -48,7 +48,7 @@ def with_interval(values: Floats, name: str, decibel: bool = False) -> Value:
     value, count = statistic(values, name, decibel)
     if count < 2:
         return Value(value, math.nan, math.nan, count)
-    linear = decibel and name == "mean"
+    linear = decibel and name in ("mean", "rms")
     tensor = torch.from_numpy(_power(values) if linear else values)
     low, high = bootstrap_interval(tensor, name, torch.Generator().manual_seed(0), resamples=_RESAMPLES)
     return Value(value, *((_decibel(low), _decibel(high)) if linear else (low, high)), count)

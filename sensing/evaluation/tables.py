@@ -2,8 +2,8 @@
 
 results.csv has one row per estimator, SNR, metric and statistic. `num_scenes` is the number of scenes behind the value,
 those with a finite error; `seed` and, where it is not known, `snr_db` are empty for a file. Bounds are rows of the
-estimators `peb` and `peb_sync` (offsets known), with the statistics of the per-scene bound. The NMSE has no rms; its
-mean is that of the linear NMSE, given in dB.
+estimators `peb` and `peb_sync` (offsets known), with the statistics of the per-scene bound. Mean
+and rms of the NMSE are those of the linear NMSE, given in dB.
 """
 
 import csv
@@ -39,7 +39,7 @@ def rows(result: SweepResult) -> Iterator[Row]:
     for name in result.names:
         for at, snr in enumerate(result.snr_db):
             for metric, values in _distributions(result, name, at):
-                for stat in ("median", "p90", "mean") if metric == "channel_nmse_db" else STATISTICS:
+                for stat in STATISTICS:
                     yield Row(name, snr, metric, stat, *statistic(values, stat, metric == "channel_nmse_db"))
             for metric, hits in _shares(result, name, at):
                 yield Row(name, snr, metric, "mean", *statistic(hits, "mean"))
@@ -58,13 +58,13 @@ def _distributions(result: SweepResult, name: str, at: int) -> Iterator[tuple[st
             yield metric, scores[metric][at]
     if ratio is not None:
         yield "ue_error_over_peb", ratio[at]
+    yield "time_s", scores["time_s"][at]
     if flagged is not None and "ue_error_m" in scores:
         yield "ue_error_unflagged_m", scores["ue_error_m"][at][~flagged[at]]
 
 
 def _shares(result: SweepResult, name: str, at: int) -> Iterator[tuple[str, Floats]]:
     scores, converged, flagged = result.scores[name], result.converged(name), result.flagged(name)
-    yield "time_s", scores["time_s"][at]
     if converged is not None:
         yield "converged_fraction", converged[at].astype(float)
     if "ue_error_m" in scores:
