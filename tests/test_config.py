@@ -55,7 +55,7 @@ def targets(node, where=""):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_defaults_compose(command):
     config = composed(command)
-    assert config.scene.name == "hall"
+    assert config.scene.name == {"train": "hall_hard", "evaluate": "hall"}[command]
     assert config.name == command
 
 
