@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sensing.coarse.least_squares import inverse_information
-from sensing.coarse.localization import CoarseLocalizer, degrees_of_freedom, fit_fails
+from sensing.coarse.localization import CoarseLocalizer
+from sensing.coarse.repair import degrees_of_freedom, fit_fails
 from sensing.containers import Deployment, Flag, PathEstimates
 from tests.conftest import build
 from tests.reference.oracle import C, detect, single_path
