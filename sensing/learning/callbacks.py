@@ -20,9 +20,11 @@ class ParameterLog(Callback):
     """Effective value of every learned quantity, by layer, after each epoch."""
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log `parameters/NAME/layer_T`."""
+        """Log `parameters/NAME/layer_T`, and the taper with which the schedule of all layers starts."""
         assert isinstance(pl_module, Learner)
-        layers: Any = pl_module.estimator.unrolled.layers
+        unrolled = pl_module.estimator.unrolled
+        pl_module.log("parameters/coarse_to_fine_taper", unrolled.schedule(0).detach())
+        layers: Any = unrolled.layers
         for number, layer in enumerate(layers):
             for name, value in layer.values().items():
                 pl_module.log(f"parameters/{name}/layer_{number}", value)
