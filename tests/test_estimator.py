@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from sensing.coarse.detection import PathDetector
+from sensing.coarse.localization import CoarseLocalizer
 from sensing.containers import Estimate, Flag, Observation
 from sensing.errors import ConfigError, DomainError, ShapeError
-from sensing.estimator import LocationEstimator, build_estimator
+from sensing.estimator import LocationEstimator, build_estimator, doubtful_covariance
+from tests.conftest import build
 from tests.reference.oracle import C
 
 DEPTH = 3
@@ -187,3 +189,29 @@ def test_a_single_pilot_is_refused(hall, example):
     observation = Observation(example.observation.y[..., :1], example.observation.noise_var)
     with pytest.raises(ShapeError, match="pilot_freq must hold at least two pilots"):
         build_estimator()(observation, lone)
+
+
+def test_covariance_owns_up_to_the_flags(hall, example, paths):
+    """By hand: a poor fit scales it, a rival mode and a groundless solution widen it, a trusted scene keeps it."""
+    coarse = CoarseLocalizer()(paths, hall.deployment)
+    rival = torch.zeros(3, 3, dtype=torch.float64)
+    rival[1] = torch.tensor([2.0, 0.0, -4.0])
+    coarse = coarse._replace(rival=rival, cost_per_dof=torch.tensor([9.0, 5.0, 0.5], dtype=torch.float64))
+    flags = torch.tensor([0, Flag.SECOND_MODE | Flag.POOR_FIT, Flag.TOO_FEW_SHARED])
+    eye = torch.eye(7, dtype=torch.float64).expand(3, 7, 7)
+    wide = doubtful_covariance(eye, flags, coarse, hall.deployment)
+    assert torch.equal(wide[0], eye[0])
+    step = torch.tensor([2.0, 0.0, -4.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    assert torch.allclose(wide[1], 5.0 * eye[1] + 0.5 * torch.outer(step, step))
+    box = torch.tensor([1600.0, 1600.0, 64.0] + 4 * [3264.0], dtype=torch.float64) / 12.0
+    assert torch.allclose(wide[2], eye[2] + torch.diag(box))
+
+
+def test_too_few_shared_scatterers_give_a_flag_and_a_large_covariance():
+    setup = build(2, num_specific=3)
+    example = setup.simulator.examples("test", range(4), snr_db=15.0)
+    with torch.no_grad():
+        estimate = LocationEstimator()(example.observation, setup.deployment)
+    assert (estimate.flags & Flag.TOO_FEW_SHARED != 0).all()
+    assert (estimate.covariance[:, 0, 0] > 100.0).all()
+    assert finite(estimate)

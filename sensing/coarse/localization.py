@@ -108,12 +108,11 @@ class CoarseLocalizer(torch.nn.Module):
             free_mask=free.gather(-1, order),
         )
         cost = solution.cost
-        # user and common offset are four unknowns; a known height takes one off
-        needed = 4 if deployment.ue_height_range is None else 3
+        # user and common offset are four unknowns; with three scatterers and a known height nothing checks the solution
         flags = torch.zeros(len(path), dtype=torch.int64, device=path.device)
         for bit, condition in (
             (Flag.NO_PATHS, ~paths.mask.any(-1).any(-1)),
-            (Flag.TOO_FEW_SHARED, exists.sum(-1) < needed),
+            (Flag.TOO_FEW_SHARED, exists.sum(-1) < 4),
             (Flag.POOR_FIT, fit_fails(cost, path)),
             (Flag.SECOND_MODE, (rival != 0).any(-1)),
             (Flag.UNOBSERVABLE, self._unobservable(solution, deployment)),
