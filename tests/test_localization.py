@@ -247,6 +247,8 @@ def test_flat_offset_prior(hall, case):
 def test_chi_square_test():
     path = torch.tensor([[[0, 1, 2], [1, -1, 0], [-1, -1, -1]]])
     assert degrees_of_freedom(path).tolist() == [3 * 5 - 3 * 2 - 3]
+    seen = int((path >= 0).any(-2).sum())
+    assert degrees_of_freedom(path, offset_prior=False).tolist() == [3 * 5 - 3 * 2 - 3 - seen]
     # 6 degrees of freedom: the 1e-4 quantile is 27.86
     assert fit_fails(torch.tensor([27.9]), path).all()
     assert not fit_fails(torch.tensor([27.8]), path).any()

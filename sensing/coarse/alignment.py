@@ -24,13 +24,16 @@ class Alignment(NamedTuple):
     aligned: Tensor  # [* hypothesis bs] bool: at least one pair voted for the station's offset
 
 
-def _log_vote(value: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, log_odds: float) -> Tensor:
-    """Vote of every pair for values [* h pair]: log(1 + odds * ratio), zero for masked pairs."""
-    residual = wrap(pairs.offset_difference[:, None, :] - value, ambiguity)
-    variance = pairs.offset_variance[:, None, :]
+def _vote(residual: Tensor, variance: Tensor, ray_log_ratio: Tensor, span: Tensor, log_odds: float) -> Tensor:
+    """`log(1 + odds * ray ratio * span * N(residual; 0, variance))`, elementwise; a pair gives at most 30 nats."""
     density = -0.5 * residual.square() / variance - 0.5 * torch.log(2.0 * torch.pi * variance) + torch.log(span)
-    ratio = (density + pairs.ray_log_ratio[:, None, :] + log_odds).clamp(max=30.0)
-    vote = torch.nn.functional.softplus(ratio)
+    return torch.nn.functional.softplus((density + ray_log_ratio + log_odds).clamp(max=30.0))
+
+
+def _log_vote(value: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, log_odds: float) -> Tensor:
+    """Vote of every pair for values [* h pair]; zero for masked pairs."""
+    residual = wrap(pairs.offset_difference[:, None, :] - value, ambiguity)
+    vote = _vote(residual, pairs.offset_variance[:, None, :], pairs.ray_log_ratio[:, None, :], span, log_odds)
     return torch.where(pairs.mask[:, None, :], vote, torch.zeros_like(vote))
 
 
@@ -94,12 +97,10 @@ def align_stations(
         found = torch.isfinite(best_vote)
         station = torch.where(found, new.gather(-1, best[..., None]).squeeze(-1), (~known).int().argmax(-1))
         value = torch.where(found, proposal.gather(-1, best[..., None]).squeeze(-1), torch.zeros_like(best_vote))
-        grow = ~known.all(-1)
-        offset = torch.where(
-            (torch.nn.functional.one_hot(station, num_bs).bool() & grow[..., None]), value[..., None], offset
-        )
-        known = known | torch.nn.functional.one_hot(station, num_bs).bool()
-        aligned = aligned | (torch.nn.functional.one_hot(station, num_bs).bool() & found[..., None])
+        joins = torch.nn.functional.one_hot(station, num_bs).bool()
+        offset = torch.where(joins & ~known.all(-1)[..., None], value[..., None], offset)
+        known = known | joins
+        aligned = aligned | (joins & found[..., None])
     offset = wrap(offset - offset[..., :1], ambiguity)
     offset, score = _polish(offset, pairs, span, ambiguity, log_odds)
     return _best_distinct(offset, score, aligned, ambiguity, hypotheses)
@@ -129,7 +130,6 @@ def _proposal_votes(
 ) -> Tensor:
     """Votes [b seed proposal] of the pairs that join each proposal's station with aligned ones."""
     batch, seeds, _ = proposal.shape
-    total = torch.zeros_like(proposal)
     scenes = torch.arange(batch, device=proposal.device)[:, None, None]
     seed_axis = torch.arange(seeds, device=proposal.device)[None, :, None]
     a, b = (pairs.station[..., side][:, None, :] for side in (0, 1))  # [b 1 pair]
@@ -141,12 +141,10 @@ def _proposal_votes(
     joined = torch.where(known_a, b, a)  # the unknown station of each voting pair
     votes = (known_a ^ known_b) & pairs.mask[:, None, :]
     residual = wrap(proposal[..., :, None] - implied[..., None, :], ambiguity)
-    variance = pairs.offset_variance[:, None, None, :]
-    density = -0.5 * residual.square() / variance - 0.5 * torch.log(2.0 * torch.pi * variance) + torch.log(span)
-    ratio = (density + pairs.ray_log_ratio[:, None, None, :] + log_odds).clamp(max=30.0)
+    ray_log_ratio, variance = pairs.ray_log_ratio[:, None, None, :], pairs.offset_variance[:, None, None, :]
+    vote = _vote(residual, variance, ray_log_ratio, span, log_odds)
     counts = votes[..., None, :] & (new[..., :, None] == joined[..., None, :])
-    total = torch.where(counts, torch.nn.functional.softplus(ratio), torch.zeros_like(ratio)).sum(-1)
-    return total
+    return torch.where(counts, vote, torch.zeros_like(vote)).sum(-1)
 
 
 def _polish(offset: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, log_odds: float) -> tuple[Tensor, Tensor]:
@@ -193,7 +191,7 @@ def _best_distinct(offset: Tensor, score: Tensor, aligned: Tensor, ambiguity: Te
     score = score.gather(1, order)
     gap = wrap(offset[:, :, None] - offset[:, None, :], ambiguity).abs().amax(-1)
     scale = offset.abs().amax((-2, -1))[:, None, None]
-    repeat = (torch.tril(gap < 1e-3 * scale + 0.0, diagonal=-1)).any(-1)
+    repeat = (torch.tril(gap < 1e-3 * scale, diagonal=-1)).any(-1)
     rank = torch.where(repeat, torch.full_like(score, -torch.inf), score)
     best, chosen = rank.topk(min(count, rank.shape[-1]), dim=-1)
     chosen = torch.where(torch.isfinite(best), chosen, torch.zeros_like(chosen))

@@ -107,18 +107,18 @@ class CoarseLocalizer(torch.nn.Module):
             free_direction=paths.direction.gather(-2, order[..., None].expand(*order.shape, 3)),
             free_mask=free.gather(-1, order),
         )
-        cost = solution.cost
+        cost, proper = solution.cost, bool(torch.isfinite(deployment.clock_offset_std))
         # user and common offset are four unknowns; with three scatterers and a known height nothing checks the solution
         flags = torch.zeros(len(path), dtype=torch.int64, device=path.device)
         for bit, condition in (
             (Flag.NO_PATHS, ~paths.mask.any(-1).any(-1)),
             (Flag.TOO_FEW_SHARED, exists.sum(-1) < 4),
-            (Flag.POOR_FIT, fit_fails(cost, path)),
+            (Flag.POOR_FIT, fit_fails(cost, path, proper)),
             (Flag.SECOND_MODE, (rival != 0).any(-1)),
             (Flag.UNOBSERVABLE, self._unobservable(solution, deployment)),
         ):
             flags = flags | torch.where(condition, bit, 0)
-        return CoarseLocation(geometry, solution, path, cost / degrees_of_freedom(path), flags, rival)
+        return CoarseLocation(geometry, solution, path, cost / degrees_of_freedom(path, proper), flags, rival)
 
     @staticmethod
     def _unobservable(solution: Solution, deployment: Deployment) -> Tensor:

@@ -87,11 +87,12 @@ def _settle(
     passes: int,
 ) -> tuple[Tensor, Solution, Tensor]:
     """Associate again with the user known, as long as it helps; last comes the log evidence of the result [b]."""
+    proper = bool(torch.isfinite(deployment.clock_offset_std))
     for _ in range(passes):
         clusters = _associate_again(pairs, solution, paths, deployment)
         trial = _solve(clusters.path, solution, clusters.position, paths, weights, deployment)
         members, trial_members = ((p >= 0).sum((-2, -1)) for p in (path, clusters.path))
-        fails, trial_fails = fit_fails(solution.cost, path), fit_fails(trial.cost, clusters.path)
+        fails, trial_fails = fit_fails(solution.cost, path, proper), fit_fails(trial.cost, clusters.path, proper)
         # a re-association must not break a fit that passes its test
         better = ~trial_fails & (fails | (trial_members >= members)) | (fails & (trial.cost < solution.cost))
         path, solution = _merge_solutions(better, clusters.path, trial, path, solution)

@@ -19,15 +19,25 @@ def take(container: T, rows: Tensor) -> T:
     return map_tensors(container, lambda tensor: tensor[rows])
 
 
-def degrees_of_freedom(path: Tensor) -> Tensor:
-    """Degrees of freedom of a fit with offset prior: three per path, less three per scatterer and for the user, [*]."""
+def degrees_of_freedom(path: Tensor, offset_prior: bool = True) -> Tensor:
+    """Residual degrees of freedom of a fit, [*].
+
+    Three per path, less three per scatterer and for the user; with a flat prior less one for every station's clock too.
+
+    Args:
+        path: [* cluster bs] member paths, -1 for none.
+        offset_prior: the clock offsets have a proper prior.
+    """
     member = path >= 0
-    return (3 * member.sum((-2, -1)) - 3 * member.any(-1).sum(-1) - 3).clamp_min(1)
+    freedom = 3 * member.sum((-2, -1)) - 3 * member.any(-1).sum(-1) - 3
+    if not offset_prior:
+        freedom = freedom - member.any(-2).sum(-1)
+    return freedom.clamp_min(1)
 
 
-def fit_fails(cost: Tensor, path: Tensor) -> Tensor:
-    """Whether the chi-square test rejects a fit, [*] bool."""
-    threshold = torch.as_tensor(chi2_law.isf(P_VALUE, degrees_of_freedom(path).cpu().numpy()))
+def fit_fails(cost: Tensor, path: Tensor, offset_prior: bool = True) -> Tensor:
+    """Whether the chi-square test rejects a fit, [*] bool; arguments as in `degrees_of_freedom`."""
+    threshold = torch.as_tensor(chi2_law.isf(P_VALUE, degrees_of_freedom(path, offset_prior).cpu().numpy()))
     return cost > threshold.to(cost)
 
 
@@ -52,8 +62,9 @@ def repair(
     Returns:
         Member paths and fit; unchanged for scenes that pass.
     """
+    prior = bool(torch.isfinite(deployment.clock_offset_std))
     for _ in range(rounds):
-        fails = fit_fails(solution.cost, path) & ((path >= 0).any(-1).sum(-1) > 1)
+        fails = fit_fails(solution.cost, path, prior) & ((path >= 0).any(-1).sum(-1) > 1)
         rows = fails.nonzero().squeeze(-1)
         if len(rows) == 0:
             break
@@ -80,7 +91,7 @@ def repair(
             steps=8,
         )
         # every constraint given up costs as much as a just acceptable residual
-        score = trial.cost + 4.0 * (degrees_of_freedom(sub)[:, None] - degrees_of_freedom(variants))
+        score = trial.cost + 4.0 * (degrees_of_freedom(sub, prior)[:, None] - degrees_of_freedom(variants, prior))
         best = score.argmin(1)
         pick = torch.arange(len(rows), device=rows.device)
         chosen = Solution(*(field[pick, best] for field in trial))
