@@ -15,7 +15,6 @@ from sensing.coarse.least_squares import (
     cluster_measurements,
     differentiable_step,
     inverse_information,
-    location_prior,
 )
 from sensing.coarse.modes import Settings, locate
 from sensing.coarse.pairs import region_box
@@ -108,10 +107,10 @@ class CoarseLocalizer(torch.nn.Module):
             free_mask=free.gather(-1, order),
         )
         cost, proper = solution.cost, bool(torch.isfinite(deployment.clock_offset_std))
-        # user and common offset are four unknowns; with three scatterers and a known height nothing checks the solution
         flags = torch.zeros(len(path), dtype=torch.int64, device=path.device)
         for bit, condition in (
             (Flag.NO_PATHS, ~paths.mask.any(-1).any(-1)),
+            # user and common offset are four unknowns; three and a known height would leave nothing to check them
             (Flag.TOO_FEW_SHARED, exists.sum(-1) < 4),
             (Flag.POOR_FIT, fit_fails(cost, path, proper)),
             (Flag.SECOND_MODE, (rival != 0).any(-1)),
@@ -123,7 +122,6 @@ class CoarseLocalizer(torch.nn.Module):
     @staticmethod
     def _unobservable(solution: Solution, deployment: Deployment) -> Tensor:
         """Whether the user's standard deviation reaches a quarter of the region: nothing but the prior holds it."""
-        prior = location_prior(deployment)
         variance = inverse_information(solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1)
         box = region_box(deployment)
-        return ~(variance < (0.25 * (box[1] - box[0]).norm()).square()) | ~(prior.precision > 0).any()
+        return ~(variance < (0.25 * (box[1] - box[0]).norm()).square())
