@@ -32,6 +32,7 @@ _PUBLIC = {
     "FusionWeights": "sensing.fusion",
     "LocationEstimator": "sensing.estimator",
     "build_estimator": "sensing.estimator",
+    "PathLs": "sensing.baselines",
     "NompLs": "sensing.baselines",
     "GenieLmmse": "sensing.baselines",
     "IdealSync": "sensing.baselines",
@@ -84,7 +85,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from sensing.arrays import elements, ula, upa
-    from sensing.baselines import GenieLmmse, IdealSync, NompLs
+    from sensing.baselines import GenieLmmse, IdealSync, NompLs, PathLs
     from sensing.bounds import UplinkBound, uplink_bound, uplink_information
     from sensing.coarse import CoarseLocalizer, PathDetector
     from sensing.containers import Deployment, Estimate, Example, Flag, Observation, PathEstimates, Scene
