@@ -22,10 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sensing import options
+from sensing.baselines import Detector
 from sensing.containers import Deployment
 from sensing.errors import CheckpointError, ConfigError, SensingError
 from sensing.evaluation.files import evaluate_file
 from sensing.evaluation.output import write_evaluation
+from sensing.evaluation.runner import front_end
 from sensing.evaluation.summary import print_summary
 from sensing.evaluation.sweep import run_sweep
 from sensing.preflight import check_evaluation, check_scene, check_training
@@ -105,6 +107,18 @@ def build_estimators(config: DictConfig) -> dict[str, Any]:
     return estimators
 
 
+def build_front_ends(config: DictConfig, estimators: Mapping[str, Any]) -> dict[str, Detector]:
+    """The front ends that the estimators name, and no others; raises ConfigError for one that is not configured."""
+    built: dict[str, Detector] = {}
+    for name, estimator in estimators.items():
+        wanted = front_end(estimator)
+        if wanted is not None and wanted not in built:
+            if wanted not in config.front_ends:
+                raise ConfigError(f"front_ends must hold the {wanted!r} of {name}, got {sorted(config.front_ends)}")
+            built[wanted] = make(config.front_ends[wanted], f"front_ends.{wanted}")
+    return built
+
+
 def evaluate(config: DictConfig) -> dict[str, str]:
     """Run estimators on synthetic scenes or on a file, and write tables, figures and a report.
 
@@ -120,7 +134,8 @@ def evaluate(config: DictConfig) -> dict[str, str]:
     settings = plain(config)
     path = check_evaluation(settings)
     _set_threads(settings)
-    estimators, detector = build_estimators(config), make(config.detector, "detector")
+    estimators = build_estimators(config)
+    front_ends = build_front_ends(config, estimators)
     folder = Path(settings["output_dir"])
     common: dict[str, Any] = {"batch_size": config.eval.batch_size, "progress": config.eval.progress}
     about: dict[str, Any] = {
@@ -129,11 +144,11 @@ def evaluate(config: DictConfig) -> dict[str, str]:
         "notes": _notes(settings),
     }
     if path is not None:
-        result = evaluate_file(path, estimators, detector, folder, **common, **about)
+        result = evaluate_file(path, estimators, front_ends, folder, **common, **about)
     else:
         snr_db, count = settings["eval"]["snr_db"], settings["eval"]["num_scenes"]
         result = run_sweep(
-            build_simulator(config), estimators, detector, snr_db, count, settings["data"]["split"], **common
+            build_simulator(config), estimators, front_ends, snr_db, count, settings["data"]["split"], **common
         )
         write_evaluation(result, folder, title=f"Evaluation of {config.scene.name}", **about)
     print_summary(result)

@@ -280,3 +280,16 @@ def test_every_key_of_the_yaml_files_has_a_unit_or_a_meaning():
                 key = re.match(r"^\s*(\w+): \S", line)
                 if key and key[1] not in ("_target_", "name"):
                     assert "#" in line, f"{path.name}: {line.strip()}"
+
+
+def test_only_the_front_ends_that_estimators_name_are_built():
+    config = composed(
+        "evaluate", "+front_ends.broken._target_=sensing.coarse.Nothing", "estimators=[nomp_ls,classical]"
+    )
+    built = runs.build_front_ends(config, runs.build_estimators(config))
+    assert [(name, type(each)) for name, each in built.items()] == [("nomp", PathDetector)]
+    genie = composed("evaluate", "estimators=[genie_lmmse]")
+    assert runs.build_front_ends(genie, runs.build_estimators(genie)) == {}
+    absent = composed("evaluate", "estimators=[nomp_ls]", "available.nomp_ls.front_end=radar")
+    with pytest.raises(ConfigError, match=r"front_ends must hold the 'radar' of nomp_ls, got \['nomp'\]"):
+        runs.build_front_ends(absent, runs.build_estimators(absent))

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from sensing import arrays, ofdm
-from sensing.baselines import GenieLmmse, IdealSync
+from sensing.baselines import Detector, GenieLmmse, IdealSync
 from sensing.bounds import uplink_bound
 from sensing.containers import Deployment, Estimate, Example, Flag, Observation, PathEstimates
 from sensing.data import export_scenes, write_observations
@@ -106,7 +106,7 @@ def simulator() -> Simulator:
 @pytest.fixture(scope="module")
 def result(simulator: Simulator) -> SweepResult:
     estimators = {"classical": TruthPlus(), "other": TruthPlus((0.0, 5.0, 0.0)), "genie_lmmse": GenieLmmse()}
-    return run_sweep(simulator, estimators, no_paths, SNR, SCENES, batch_size=2, progress=False)
+    return run_sweep(simulator, estimators, {"nomp": no_paths}, SNR, SCENES, batch_size=2, progress=False)
 
 
 def test_results_have_the_documented_columns_and_hand_computed_values(
@@ -168,7 +168,7 @@ def test_gospa_of_moved_points_is_that_of_the_shift(result: SweepResult, simulat
 
 def test_all_estimators_and_snr_points_see_the_same_scenes_and_noise(simulator: Simulator) -> None:
     first, second = TruthPlus(), TruthPlus()
-    run_sweep(simulator, {"a": first, "b": second}, None, SNR, 4, batch_size=4, progress=False)
+    run_sweep(simulator, {"a": first, "b": second}, {}, SNR, 4, batch_size=4, progress=False)
     for left, right in zip(first.seen, second.seen, strict=True):
         assert torch.equal(left.y, right.y)
     channel = simulator.examples("test", range(4)).channel
@@ -177,38 +177,56 @@ def test_all_estimators_and_snr_points_see_the_same_scenes_and_noise(simulator: 
 
 
 def test_results_do_not_depend_on_the_batch_size(result: SweepResult, simulator: Simulator) -> None:
-    again = run_sweep(simulator, {"classical": TruthPlus()}, None, SNR, SCENES, batch_size=5, progress=False)
+    again = run_sweep(simulator, {"classical": TruthPlus()}, {}, SNR, SCENES, batch_size=5, progress=False)
     for quantity, values in again.scores["classical"].items():
         if quantity != "time_s":
             np.testing.assert_allclose(values, result.scores["classical"][quantity], rtol=1e-9)
     np.testing.assert_allclose(again.bounds["peb"]["ue_error_m"], result.bounds["peb"]["ue_error_m"], rtol=1e-8)
 
 
-def test_the_front_end_runs_once_and_its_time_goes_to_those_who_use_it(
+def test_each_front_end_in_use_runs_once_and_its_time_goes_to_those_who_name_it(
     simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = {"now": 0.0, "detected": 0}
+    clock, calls = {"now": 0.0}, []
     monkeypatch.setattr(runner_module.time, "perf_counter", lambda: clock["now"])
 
-    def detector(observation: Observation, deployment: Deployment) -> PathEstimates:
-        clock["now"] += 4.0
-        clock["detected"] += 1
-        return no_paths(observation, deployment)
+    length = {"nomp": 4.0, "music": 7.0}  # of the paths, and what the front end costs
+
+    def detector(name: str) -> Detector:
+        def detect(observation: Observation, deployment: Deployment) -> PathEstimates:
+            clock["now"] += length.get(name, 100.0)
+            calls.append(name)
+            return no_paths(observation, deployment)._replace(range_m=torch.full((2, 3, 1), length.get(name, 0.0)))
+
+        return detect
 
     class Ticking(TruthPlus):
-        uses_paths = True
+        def __init__(self, front_end: str | None) -> None:
+            super().__init__()
+            self.front_end = front_end
 
         def __call__(self, observation, deployment, paths=None, truth=None) -> Estimate:
-            assert (paths is not None) == self.uses_paths
+            assert (None if paths is None else float(paths.range_m[0, 0, 0])) == length.get(self.front_end)
             clock["now"] += 2.0
             return super().__call__(observation, deployment, paths, truth)
 
-    apart = Ticking()
-    apart.uses_paths = False
-    found = run_sweep(simulator, {"a": Ticking(), "b": apart}, detector, SNR, 4, batch_size=2, progress=False)
-    assert clock["detected"] == 2 * len(SNR)
-    np.testing.assert_allclose(found.scores["a"]["time_s"], (4.0 + 2.0) / 2)
-    np.testing.assert_allclose(found.scores["b"]["time_s"], 2.0 / 2)
+    estimators = {"a": Ticking("nomp"), "b": Ticking(None), "c": Ticking("music"), "d": Ticking("nomp")}
+    front_ends = {name: detector(name) for name in ("music", "nomp", "unused")}
+    found = run_sweep(simulator, estimators, front_ends, SNR, 4, batch_size=2, progress=False)
+    assert sorted(calls) == ["music"] * 2 * len(SNR) + ["nomp"] * 2 * len(SNR)
+    for name, cost in (("a", 4.0 + 2.0), ("b", 2.0), ("c", 7.0 + 2.0), ("d", 4.0 + 2.0)):
+        np.testing.assert_allclose(found.scores[name]["time_s"], cost / 2)
+
+
+def test_an_estimator_without_its_front_end_among_those_given_runs_its_own(simulator: Simulator) -> None:
+    class Own(TruthPlus):
+        front_end = "mine"
+
+        def __call__(self, observation, deployment, paths=None, truth=None) -> Estimate:
+            assert paths is None
+            return super().__call__(observation, deployment, paths, truth)
+
+    run_sweep(simulator, {"a": Own()}, {"nomp": no_paths}, [0.0], 1, progress=False)
 
 
 def test_estimators_may_differentiate_inside(simulator: Simulator) -> None:
@@ -221,11 +239,11 @@ def test_estimators_may_differentiate_inside(simulator: Simulator) -> None:
             assert x.grad is not None
             return super().__call__(observation, deployment, paths, truth)
 
-    run_sweep(simulator, {"a": Differentiating()}, None, [0.0], 1, progress=False)
+    run_sweep(simulator, {"a": Differentiating()}, {}, [0.0], 1, progress=False)
 
 
 def test_failed_scenes_are_counted_and_never_converge(simulator: Simulator, tmp_path: Path) -> None:
-    found = run_sweep(simulator, {"a": TruthPlus(fails=(1,))}, None, [20.0], 4, batch_size=4, progress=False)
+    found = run_sweep(simulator, {"a": TruthPlus(fails=(1,))}, {}, [20.0], 4, batch_size=4, progress=False)
     values = table(found)
     assert values["a", 20.0, "ue_error_m", "rms"] == (pytest.approx(0.05), 3)
     peb = found.bounds["peb"]["ue_error_m"][0]
@@ -243,7 +261,7 @@ def test_failed_scenes_are_counted_and_never_converge(simulator: Simulator, tmp_
 
 
 def test_scenes_without_a_finite_bound_count_as_not_converged() -> None:
-    found = run_sweep(make_simulator(math.inf, shared=2), {"a": TruthPlus()}, None, [20.0], 3, progress=False)
+    found = run_sweep(make_simulator(math.inf, shared=2), {"a": TruthPlus()}, {}, [20.0], 3, progress=False)
     assert np.isinf(found.bounds["peb"]["ue_error_m"]).all()
     values = table(found)
     assert values["a", 20.0, "converged_fraction", "mean"] == (0.0, 3)
@@ -273,7 +291,7 @@ def test_statistics_in_decibel_and_shares() -> None:
     ],
 )
 def test_impossible_sweeps_are_refused(simulator: Simulator, arguments: dict, message: str) -> None:
-    usual = {"estimators": {"a": TruthPlus()}, "detector": None, "snr_db": SNR, "num_scenes": 1, "progress": False}
+    usual = {"estimators": {"a": TruthPlus()}, "front_ends": {}, "snr_db": SNR, "num_scenes": 1, "progress": False}
     with pytest.raises(ConfigError, match=message):
         run_sweep(simulator, **(usual | arguments))
 
@@ -283,7 +301,7 @@ def test_a_defect_is_not_taken_for_a_missing_truth(simulator: Simulator) -> None
         raise NumericalError("gain is not finite")
 
     with pytest.raises(NumericalError):
-        run_sweep(simulator, {"a": broken}, None, SNR, 1, progress=False)
+        run_sweep(simulator, {"a": broken}, {}, SNR, 1, progress=False)
 
 
 def test_figures_are_drawn_and_the_report_is_self_contained(result: SweepResult, tmp_path: Path) -> None:
@@ -362,7 +380,7 @@ def test_a_file_with_truth_is_scored_and_estimators_without_their_truth_are_left
     path = tmp_path / "scenes.h5"
     export_scenes(simulator, path, "test", range(SCENES), 20.0)
     estimators = {"classical": TruthPlus(), "genie_lmmse": GenieLmmse()}
-    found = evaluate_file(path, estimators, None, tmp_path / "run", batch_size=2, progress=False)
+    found = evaluate_file(path, estimators, {}, tmp_path / "run", batch_size=2, progress=False)
     assert found.snr_db == [pytest.approx(20.0, abs=0.06)]
     assert list(found.left_out) == ["genie_lmmse"]
     assert "gains" in found.left_out["genie_lmmse"]
@@ -395,7 +413,7 @@ def test_a_file_without_truth_gets_estimates_and_a_report(simulator: Simulator, 
         return Estimate(observation.y, user, flags=torch.ones(count, dtype=torch.int64))
 
     estimators = {"fixed": fixed, "ideal_sync": IdealSync(fixed)}
-    found = evaluate_file(path, estimators, None, tmp_path / "run", batch_size=2, progress=False)
+    found = evaluate_file(path, estimators, {}, tmp_path / "run", batch_size=2, progress=False)
     assert list(found.left_out) == ["ideal_sync"]
     assert found.snr_db == [None]
     estimates = read(tmp_path / "run" / "estimates.csv")
@@ -406,14 +424,14 @@ def test_a_file_without_truth_gets_estimates_and_a_report(simulator: Simulator, 
     assert metrics["flagged_fraction"]["snr_db"] == ""
     assert "ideal_sync" in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(ConfigError, match="no estimator applies"):
-        evaluate_file(path, {"ideal_sync": IdealSync(fixed)}, None, tmp_path / "none", progress=False)
+        evaluate_file(path, {"ideal_sync": IdealSync(fixed)}, {}, tmp_path / "none", progress=False)
     assert not (tmp_path / "none").exists()
 
 
 def test_an_unreadable_file_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "broken.h5").write_bytes(b"nothing")
     with pytest.raises(FileFormatError):
-        evaluate_file(tmp_path / "broken.h5", {"a": TruthPlus()}, None, tmp_path / "run", progress=False)
+        evaluate_file(tmp_path / "broken.h5", {"a": TruthPlus()}, {}, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,9 +1,9 @@
 """Reference estimators: what plain path-wise fitting reaches, and what knowing part of the truth would buy.
 
-All follow the estimator protocol of `sensing.estimator`. Three class attributes tell an evaluation what is behind them:
-`uses_paths`, whether detected paths are part of the method (and their time part of the method's time); `front_end`, the
-name of the detector that they come from, so that estimators with the same one share it; `bound`, the name of the bound
-that an error is compared with.
+All follow the estimator protocol of `sensing.estimator`. Two attributes tell an evaluation what is behind them:
+`front_end`, the name of the detector whose paths are part of the method (and its time part of the method's time), None
+for a method without; estimators with the same one share its paths. `bound`, the name of the bound that an error is
+compared with.
 """
 
 from sensing.baselines.genie import GenieLmmse

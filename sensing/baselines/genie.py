@@ -20,7 +20,7 @@ class GenieLmmse:
         gain_variance: prior variance v of the path gains.
     """
 
-    name, needs_truth, uses_paths, bound = "genie_lmmse", True, False, "peb"
+    name, needs_truth, front_end, bound = "genie_lmmse", True, None, "peb"
 
     def __init__(self, gain_variance: float = 1.0) -> None:
         if not (math.isfinite(gain_variance) and gain_variance > 0):

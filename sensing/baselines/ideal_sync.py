@@ -28,7 +28,6 @@ class IdealSync:
 
     def __init__(self, estimator: Estimator, residual: float = 1e-4) -> None:
         self.estimator, self.residual = estimator, residual
-        self.uses_paths = getattr(estimator, "uses_paths", True)
         self.front_end = getattr(estimator, "front_end", "nomp")
 
     def __call__(

@@ -23,7 +23,7 @@ class PathLs:
         front_end: name of the front end; estimators with the same one share its paths.
     """
 
-    needs_truth, uses_paths, bound = False, True, "peb"
+    needs_truth, bound = False, "peb"
 
     def __init__(self, detector: Detector | None = None, name: str = "nomp_ls", front_end: str = "nomp") -> None:
         self.detector, self.name, self.front_end = detector, name, front_end

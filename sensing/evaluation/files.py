@@ -25,7 +25,7 @@ NODE_AXIS = {"scatterer_position": -2, "scatterer_covariance": -3, "scatterer_ma
 def evaluate_file(
     path: str | Path,
     estimators: Mapping[str, Any],
-    detector: Detector | None,
+    front_ends: Mapping[str, Detector],
     folder: str | Path,
     batch_size: int = 25,
     progress: bool = True,
@@ -40,7 +40,7 @@ def evaluate_file(
     Args:
         path: observation file.
         estimators: estimator by name; one that needs a truth which the file does not hold is left out.
-        detector: front end; None: each estimator runs its own.
+        front_ends: detector by name (see `Runner`); empty: each estimator runs its own.
         folder: run folder, made if absent.
         batch_size: scenes per call.
         progress: show a progress bar.
@@ -62,7 +62,7 @@ def evaluate_file(
     file = read_observations(path)
     deployment = to_device(file.deployment, device)
     example = Example(file.observation) if file.truth is None else file.truth._replace(observation=file.observation)
-    runner = Runner(estimators, detector, deployment)
+    runner = Runner(estimators, front_ends, deployment)
     count = len(file.observation.y)
     found, bounds = ScoreTable(1, count), ScoreTable(1, count)
     parts: dict[str, list[Estimate]] = {}

@@ -1,4 +1,4 @@
-"""Runs several estimators on one batch with one shared front end, and times them."""
+"""Runs several estimators on one batch, each front end in use once, and times them."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sensing.baselines import Detector
-from sensing.containers import Deployment, Estimate, Example
+from sensing.containers import Deployment, Estimate, Example, PathEstimates
 from sensing.errors import ConfigError, DomainError
 
 
@@ -15,39 +15,44 @@ class Timed(NamedTuple):
     """An estimate and what it cost."""
 
     estimate: Estimate
-    seconds: float  # per scene, the shared front end included where the estimator uses it
+    seconds: float  # per scene, the time of its front end included
 
 
 class Runner:
-    """Estimators that share a front end.
+    """Estimators that share front ends.
 
+    An estimator names its front end by the attribute `front_end` (`nomp` where it has none); None: it needs no paths.
     An estimator that needs a truth which the data do not hold raises DomainError; it is left out from then on, and
     `left_out` says why. Every other error is a defect and is not caught.
 
     Args:
         estimators: by the name in the tables.
-        detector: front end, `detector(observation, deployment) -> PathEstimates`; None: estimators run their own.
+        front_ends: by name, `detector(observation, deployment) -> PathEstimates`; an estimator whose front end is not
+            among them runs its own.
         deployment: on the device on which the estimators run.
     """
 
-    def __init__(self, estimators: Mapping[str, Any], detector: Detector | None, deployment: Deployment) -> None:
+    def __init__(
+        self, estimators: Mapping[str, Any], front_ends: Mapping[str, Detector], deployment: Deployment
+    ) -> None:
         if not estimators:
             raise ConfigError("an evaluation needs at least one estimator, got none")
-        self.estimators, self.detector, self.deployment = dict(estimators), detector, deployment
+        self.estimators, self.front_ends, self.deployment = dict(estimators), dict(front_ends), deployment
         self.left_out: dict[str, str] = {}
 
     def __call__(self, example: Example) -> dict[str, Timed]:
         """Estimates of a batch by name. No gradients are recorded, but an estimator may enable them inside."""
-        scenes, paths, shared = len(example.observation.y), None, 0.0
+        scenes, results = len(example.observation.y), {}
         with torch.no_grad():
-            if self.detector is not None and any(map(_uses_paths, self.estimators.values())):
-                paths, shared = self._timed(self.detector, example.observation, self.deployment)
-            results = {}
+            wanted = {front_end(estimator) for estimator in self.estimators.values()}
+            shared: dict[str | None, tuple[PathEstimates, float]] = {
+                name: self._timed(detector, example.observation, self.deployment)
+                for name, detector in self.front_ends.items()
+                if name in wanted
+            }
             for name, estimator in list(self.estimators.items()):
-                arguments = {
-                    "paths": paths if _uses_paths(estimator) else None,
-                    "truth": example if _needs_truth(estimator) else None,
-                }
+                paths, before = shared.get(front_end(estimator), (None, 0.0))
+                arguments = {"paths": paths, "truth": example if _needs_truth(estimator) else None}
                 try:
                     estimate, own = self._timed(estimator, example.observation, self.deployment, **arguments)
                 except DomainError as error:
@@ -56,7 +61,7 @@ class Runner:
                     self.left_out[name] = str(error)
                     del self.estimators[name]
                     continue
-                results[name] = Timed(estimate, (own + (shared if _uses_paths(estimator) else 0.0)) / scenes)
+                results[name] = Timed(estimate, (before + own) / scenes)
         return results
 
     def _timed(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[Any, float]:
@@ -68,8 +73,10 @@ class Runner:
         return result, time.perf_counter() - start
 
 
-def _uses_paths(estimator: Any) -> bool:
-    return getattr(estimator, "uses_paths", True)
+def front_end(estimator: Any) -> str | None:
+    """Name of the front end whose paths an estimator takes; None where it needs none."""
+    name: str | None = getattr(estimator, "front_end", "nomp")
+    return name
 
 
 def _needs_truth(estimator: Any) -> bool:

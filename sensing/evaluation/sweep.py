@@ -23,7 +23,7 @@ MAP_SNR_DB = 10.0
 def run_sweep(
     simulator: Simulator,
     estimators: Mapping[str, Any],
-    detector: Detector | None,
+    front_ends: Mapping[str, Detector],
     snr_db: Sequence[float],
     num_scenes: int,
     split: str = "test",
@@ -34,13 +34,13 @@ def run_sweep(
 ) -> SweepResult:
     """Run estimators on scenes 0 to num_scenes - 1 of a split at every SNR.
 
-    Scene, channel and unit noise are drawn once per batch and serve all SNR points and all estimators; the front end
-    runs once per batch and SNR, and its time is part of the time of every estimator that uses its paths.
+    Scene, channel and unit noise are drawn once per batch and serve all SNR points and all estimators; each front
+    end runs once per batch and SNR, and its time is part of the time of every estimator that uses its paths.
 
     Args:
         simulator: deployment, law of the scenes and seed.
         estimators: estimator (`sensing.estimator`) by the name in the tables.
-        detector: front end; None: each estimator runs its own.
+        front_ends: detector by name (see `Runner`); empty: each estimator runs its own.
         snr_db: SNR points [dB].
         num_scenes: scenes per point.
         split: train, val, test or sample.
@@ -61,7 +61,7 @@ def run_sweep(
     if num_scenes < 1 or batch_size < 1:
         raise ConfigError(f"num_scenes and batch_size must be at least 1, got {num_scenes} and {batch_size}")
     deployment = to_device(simulator.deployment, device)
-    runner = Runner(estimators, detector, deployment)
+    runner = Runner(estimators, front_ends, deployment)
     found, bounds = ScoreTable(len(points), num_scenes), ScoreTable(len(points), num_scenes)
     map_row = min(range(len(points)), key=lambda row: abs(points[row] - MAP_SNR_DB))
     sketch: SceneSketch | None = None
