@@ -106,22 +106,36 @@ class CoarseLocalizer(torch.nn.Module):
             free_direction=paths.direction.gather(-2, order[..., None].expand(*order.shape, 3)),
             free_mask=free.gather(-1, order),
         )
-        cost, proper = solution.cost, bool(torch.isfinite(deployment.clock_offset_std))
-        flags = torch.zeros(len(path), dtype=torch.int64, device=path.device)
-        for bit, condition in (
-            (Flag.NO_PATHS, ~paths.mask.any(-1).any(-1)),
-            # user and common offset are four unknowns; three and a known height would leave nothing to check them
-            (Flag.TOO_FEW_SHARED, exists.sum(-1) < 4),
-            (Flag.POOR_FIT, fit_fails(cost, path, proper)),
-            (Flag.SECOND_MODE, (rival != 0).any(-1)),
-            (Flag.UNOBSERVABLE, self._unobservable(solution, deployment)),
-        ):
-            flags = flags | torch.where(condition, bit, 0)
-        return CoarseLocation(geometry, solution, path, cost / degrees_of_freedom(path, proper), flags, rival)
+        proper = bool(torch.isfinite(deployment.clock_offset_std))
+        flags = solution_flags(paths, path, solution, deployment)
+        flags = flags | torch.where((rival != 0).any(-1), Flag.SECOND_MODE, 0)
+        return CoarseLocation(geometry, solution, path, solution.cost / degrees_of_freedom(path, proper), flags, rival)
 
-    @staticmethod
-    def _unobservable(solution: Solution, deployment: Deployment) -> Tensor:
-        """Whether the user's standard deviation reaches a quarter of the region: nothing but the prior holds it."""
-        variance = inverse_information(solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1)
-        box = region_box(deployment)
-        return ~(variance < (0.25 * (box[1] - box[0]).norm()).square())
+
+def solution_flags(paths: PathEstimates, path: Tensor, solution: Solution, deployment: Deployment) -> Tensor:
+    """Bits of `containers.Flag` that a solution shows by itself, [b] int64.
+
+    Args:
+        paths: detected paths.
+        path: [b node bs] member paths, -1 for none.
+        solution: the location that rests on them.
+        deployment: stations and priors.
+    """
+    proper = bool(torch.isfinite(deployment.clock_offset_std))
+    flags = torch.zeros(len(path), dtype=torch.int64, device=path.device)
+    for bit, condition in (
+        (Flag.NO_PATHS, ~paths.mask.any(-1).any(-1)),
+        # user and common offset are four unknowns; three and a known height would leave nothing to check them
+        (Flag.TOO_FEW_SHARED, ((path >= 0).sum(-1) >= 2).sum(-1) < 4),
+        (Flag.POOR_FIT, fit_fails(solution.cost, path, proper)),
+        (Flag.UNOBSERVABLE, _unobservable(solution, deployment)),
+    ):
+        flags = flags | torch.where(condition, bit, 0)
+    return flags
+
+
+def _unobservable(solution: Solution, deployment: Deployment) -> Tensor:
+    """Whether the user's standard deviation reaches a quarter of the region: nothing but the prior holds it."""
+    variance = inverse_information(solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1)
+    box = region_box(deployment)
+    return ~(variance < (0.25 * (box[1] - box[0]).norm()).square())
