@@ -1,33 +1,47 @@
-"""Path detection in the hall: detection rate, ghosts, errors over the Cramer-Rao bound and time, per SNR."""
+"""Time of path detection per station, and what it finds: hits, ghosts, errors over the Cramer-Rao bound. No peer."""
 
-import argparse
-import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from sensing import arrays, ofdm
+from benchmarks.frame import Case, relative_error
+from benchmarks.hall import hall
 from sensing.channel import scene_paths
 from sensing.coarse import PathDetector
 from sensing.containers import Deployment, Example, PathEstimates
 from sensing.geometry import tangent_basis
 from sensing.operators.khatri_rao import extended_operator, path_information
-from sensing.simulation import SceneSampler, Simulator, build_deployment
 from sensing.units import SPEED_OF_LIGHT
 
+INSTALL = None
 
-def hall(num_shared: int = 8) -> Simulator:
-    """The default scenes."""
-    deployment = build_deployment(
-        [[0, 0, 6], [40, 0, 6], [40, 40, 6], [0, 40, 6]],
-        arrays.upa(8, 8),
-        ofdm.pilot_frequencies(1024, 120e3, 16),
-        28e9,
-        1 / 122.88e6,
-        target=[20, 20, 4],
-        region=[[0, 0, 0], [40, 40, 8]],
-    )
-    return Simulator(deployment, SceneSampler([[3, 3, 1], [37, 37, 2]], [[1, 1, 0.5], [39, 39, 7.5]], num_shared, 2))
+
+def cases(tiny: bool) -> Iterator[Case]:
+    """Scenes of `hall_hard` in one batch, from far below to far above the noise."""
+    simulator, detector = hall(), PathDetector()
+    for snr_db in (10.0,) if tiny else (-10.0, 0.0, 10.0, 20.0, 30.0):
+        example = simulator.examples("test", range(1 if tiny else 16), snr_db)
+
+        def ours(given: Example = example) -> PathEstimates:
+            return detector(given.observation, simulator.deployment)
+
+        quality = score(ours(), example, simulator.deployment)
+        stations = example.observation.noise_var.numel()
+        yield Case(
+            what=f"path detection at {snr_db:g} dB",
+            size=f"{stations} stations, 64 antennas, 64 pilots",
+            ours=ours,
+            tolerance=0.0,
+            error=difference,
+            per=(stations, "station"),
+            note=", ".join(f"{name} {value:.3g}" for name, value in quality.items()),
+        )
+
+
+def difference(first: PathEstimates, second: PathEstimates) -> float:
+    """Largest difference of the ranges of two runs, which must agree bit for bit."""
+    return relative_error(first.range_m, second.range_m)
 
 
 def score(paths: PathEstimates, example: Example, deployment: Deployment) -> dict[str, float]:
@@ -72,30 +86,3 @@ def score(paths: PathEstimates, example: Example, deployment: Deployment) -> dic
         "range": ratio(e_range, crb[hit][:, 0]),
         "angle": ratio(e_tangent, crb[hit][:, 1:]),
     }
-
-
-def main() -> None:
-    """Print one row per SNR."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--snr", type=float, nargs="+", default=[-10.0, 0.0, 10.0, 20.0, 30.0])
-    parser.add_argument("--shared", type=int, default=8)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    simulator, detector = hall(args.shared), PathDetector()
-    print("snr_db detected ghosts/bs exact range/crb angle/crb ms/scene")
-    for snr in args.snr:
-        rows, seconds = [], 0.0
-        for start in range(0, args.scenes, args.batch):
-            example = simulator.examples("test", range(start, start + args.batch), snr)
-            begin = time.process_time()
-            paths = detector(example.observation, simulator.deployment)
-            seconds += time.process_time() - begin
-            rows.append(list(score(paths, example, simulator.deployment).values()))
-        mean = torch.tensor(rows).mean(0).tolist()
-        print(f"{snr:6.0f} " + " ".join(f"{value:9.3f}" for value in mean) + f" {1e3 * seconds / args.scenes:8.1f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""Side by side with peers: `python benchmarks/run.py`; see docs/benchmarks.md."""
