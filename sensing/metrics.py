@@ -47,11 +47,13 @@ def clock_offset_error(estimated: Tensor, true: Tensor, ambiguity_s: Tensor | fl
     Returns:
         [*] [s].
     """
-    error = estimated - true
-    period = torch.as_tensor(ambiguity_s, dtype=error.dtype, device=error.device)
-    if bool(torch.isfinite(period)):
-        error = error - period * torch.round(error / period)
-    return error.square().mean(-1).sqrt()
+    return wrapped(estimated - true, ambiguity_s).square().mean(-1).sqrt()
+
+
+def wrapped(error: Tensor, period: Tensor | float) -> Tensor:
+    """Errors of what is known modulo a period, wrapped to half of it; an infinite period changes nothing."""
+    period = torch.as_tensor(period, dtype=error.dtype, device=error.device)
+    return error - period * torch.round(error / period) if bool(torch.isfinite(period)) else error
 
 
 def gospa(
@@ -92,41 +94,79 @@ def gospa(
     return _per_scene(one, estimated, estimated_mask, true, true_mask, cutoff)
 
 
-def scatterer_error(
-    estimated: Tensor, estimated_mask: Tensor, true: Tensor, visible: Tensor, cutoff: float, statistic: str = "rms"
-) -> Tensor:
-    """Position error of the scatterers that two or more stations see.
-
-    Estimates are assigned to all visible scatterers, one to one and at the least sum of squared distances; then only
-    the shared scatterers count, one without an estimate nearer than the cutoff at the cutoff.
+def match_scatterers(estimated: Tensor, estimated_mask: Tensor, true: Tensor, visible: Tensor, cutoff: float) -> Tensor:
+    """Which estimate is meant by each scatterer: one to one, at the least sum of squared distances up to the cutoff.
 
     Args:
         estimated: [* node xyz] [m].
         estimated_mask: [* node] bool.
         true: [* point xyz] [m].
-        visible: [* bs point] bool.
-        cutoff: largest error of one scatterer [m].
-        statistic: `rms` or `median` over the scatterers of a scene.
+        visible: [* bs point] bool; a scatterer that no station sees takes no part.
+        cutoff: a pair that is further apart is none [m].
 
     Returns:
-        [*] [m]; NaN for a scene without shared scatterers.
+        [* point] int64 number of the estimate, -1 where there is none.
     """
-    if statistic not in ("rms", "median"):
-        raise DomainError(f"statistic must be rms or median, got {statistic!r}")
+    seen = visible.any(-2)
+    distance = _clipped_distance(estimated, estimated_mask, true, seen, cutoff)
+    index = torch.full(distance.shape[:-2] + distance.shape[-1:], -1, dtype=torch.int64)
+    nodes = estimated_mask.expand(distance.shape[:-1]).reshape(-1, distance.shape[-2]).cpu().numpy()
+    points = seen.expand(index.shape).reshape(-1, distance.shape[-1]).cpu().numpy()
+    flat = distance.detach().double().reshape(-1, *distance.shape[-2:]).cpu().numpy()
+    for out, d, node, point in zip(index.view(-1, index.shape[-1]), flat, nodes, points, strict=True):
+        rows, columns = np.flatnonzero(node), np.flatnonzero(point)
+        left, right = linear_sum_assignment(d[np.ix_(rows, columns)] ** 2)
+        near = d[rows[left], columns[right]] < cutoff
+        out[columns[right[near]]] = torch.from_numpy(rows[left[near]])
+    return index.to(true.device)
+
+
+def matched_error(index: Tensor, estimated: Tensor, true: Tensor) -> Tensor:
+    """Vector from each true point to the estimate that `match_scatterers` gave it, [* point xyz]; NaN without one."""
+    found = estimated.gather(-2, index.clamp_min(0)[..., None].expand(*index.shape, 3)) - true
+    return torch.where((index >= 0)[..., None], found, torch.nan)
+
+
+def scatterer_error(
+    error: Tensor, visible: Tensor, cutoff: float, statistic: str = "rms", which: str = "shared"
+) -> Tensor:
+    """Position error of the scatterers of a scene, one without an estimate nearer than the cutoff at the cutoff.
+
+    Args:
+        error: [* point xyz] of `matched_error`, NaN for a missed scatterer [m].
+        visible: [* bs point] bool.
+        cutoff: error of a missed scatterer [m].
+        statistic: `rms` or `median` over the scatterers of a scene.
+        which: `shared`, those that two or more stations see, or `specific`, those that one alone sees.
+
+    Returns:
+        [*] [m]; NaN for a scene without such scatterers.
+    """
+    if statistic not in ("rms", "median") or which not in ("shared", "specific"):
+        raise DomainError(f"need rms or median of shared or specific scatterers, got {statistic!r} of {which!r}")
     views = visible.sum(-2)
-    seen = views.reshape(-1, views.shape[-1]).cpu().numpy()
-    shared = iter([row[row >= 1] >= 2 for row in seen])
+    distance = torch.linalg.vector_norm(error, dim=-1).nan_to_num(nan=cutoff).clamp(max=cutoff)
+    chosen = torch.where(views >= 2 if which == "shared" else views == 1, distance, torch.nan)
+    if statistic == "median":
+        return chosen.nanquantile(0.5, dim=-1)
+    return chosen.square().nanmean(-1).sqrt()
 
-    def one(distance: np.ndarray) -> float:
-        rows, columns = linear_sum_assignment(distance**2)
-        error = np.full(distance.shape[1], cutoff)
-        error[columns] = distance[rows, columns]
-        error = error[next(shared)]
-        if error.size == 0:
-            return float("nan")
-        return float(np.sqrt(np.mean(error**2)) if statistic == "rms" else np.median(error))
 
-    return _per_scene(one, estimated, estimated_mask, true, views >= 1, cutoff)
+def nees(error: Tensor, covariance: Tensor) -> Tensor:
+    """Normalised estimation error squared, `e^T C^-1 e`: chi-square with n degrees of freedom if C is the truth.
+
+    Args:
+        error: [* n].
+        covariance: [* n n].
+
+    Returns:
+        [*]; NaN where the covariance is not positive definite or not finite.
+    """
+    scale = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).rsqrt()
+    scaled = scale[..., :, None] * covariance * scale[..., None, :]
+    factor, failed = torch.linalg.cholesky_ex(scaled.nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0))
+    white = torch.linalg.solve_triangular(factor, (scale * error)[..., None], upper=False)[..., 0]
+    return torch.where(failed == 0, white.square().sum(-1), torch.nan)
 
 
 def _per_scene(
@@ -138,18 +178,25 @@ def _per_scene(
     cutoff: float,
 ) -> Tensor:
     """Apply a function to the clipped distances [estimated, true] of each scene; non-finite ones are at the cutoff."""
-    sizes = check_shape("estimated", estimated, "* node xyz")
-    check_shape("estimated_mask", estimated_mask, "* node", node=sizes["node"])
-    sizes = check_shape("true", true, "* point xyz", xyz=sizes["xyz"])
-    check_shape("true_mask", true_mask, "* point", point=sizes["point"])
-    distance = torch.linalg.vector_norm(estimated[..., :, None, :] - true[..., None, :, :], dim=-1)
-    distance = torch.nan_to_num(distance, nan=cutoff, posinf=cutoff).clamp(max=cutoff)
+    distance = _clipped_distance(estimated, estimated_mask, true, true_mask, cutoff)
     batch = distance.shape[:-2]
     flat = distance.detach().double().reshape(-1, *distance.shape[-2:]).cpu().numpy()
     rows = estimated_mask.expand(*batch, -1).reshape(len(flat), -1).cpu().numpy()
     columns = true_mask.expand(*batch, -1).reshape(len(flat), -1).cpu().numpy()
     values = [function(d[row][:, column]) for d, row, column in zip(flat, rows, columns, strict=True)]
     return torch.tensor(values, dtype=true.dtype, device=true.device).reshape(batch)
+
+
+def _clipped_distance(
+    estimated: Tensor, estimated_mask: Tensor, true: Tensor, true_mask: Tensor, cutoff: float
+) -> Tensor:
+    """[* estimated true], at most the cutoff; non-finite ones are at the cutoff."""
+    sizes = check_shape("estimated", estimated, "* node xyz")
+    check_shape("estimated_mask", estimated_mask, "* node", node=sizes["node"])
+    sizes = check_shape("true", true, "* point xyz", xyz=sizes["xyz"])
+    check_shape("true_mask", true_mask, "* point", point=sizes["point"])
+    distance = torch.linalg.vector_norm(estimated[..., :, None, :] - true[..., None, :, :], dim=-1)
+    return torch.nan_to_num(distance, nan=cutoff, posinf=cutoff).clamp(max=cutoff)
 
 
 def converged(error: Tensor, peb: Tensor, factor: float = 3.0) -> Tensor:
@@ -191,24 +238,3 @@ def wilson_interval(successes: int, total: int, level: float = 0.95) -> tuple[fl
     centre = (fraction + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * (fraction * (1 - fraction) / total + z * z / (4 * total * total)) ** 0.5
     return max(centre - half, 0.0), min(centre + half, 1.0)
-
-
-def bootstrap_interval(
-    values: Tensor, statistic: str, generator: torch.Generator, level: float = 0.95, resamples: int = 1000
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of one statistic of `summarize`, over the finite values; NaN when there is none."""
-    values = values.reshape(-1).double()
-    values = values[torch.isfinite(values)]
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "median": lambda x: x.quantile(0.5, dim=-1),
-        "rms": lambda x: x.square().mean(-1).sqrt(),
-        "p90": lambda x: x.quantile(0.9, dim=-1),
-        "mean": lambda x: x.mean(-1),
-    }
-    if statistic not in functions:
-        raise DomainError(f"statistic must be one of {sorted(functions)}, got {statistic!r}")
-    if len(values) == 0:
-        return float("nan"), float("nan")
-    draw = torch.randint(len(values), (resamples, len(values)), generator=generator)
-    replicas = functions[statistic](values[draw])
-    return float(replicas.quantile(0.5 - level / 2)), float(replicas.quantile(0.5 + level / 2))

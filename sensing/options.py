@@ -46,13 +46,18 @@ def positive(config: Config, key: str, allow_zero: bool = False, allow_infinite:
     return float(value)
 
 
-def numbers(config: Config, key: str, length: int | None = None) -> list[float]:
-    """A list of finite numbers, not empty and without duplicates."""
+def numbers(
+    config: Config, key: str, length: int | None = None, low: float = -math.inf, allow_infinite: bool = False
+) -> list[float]:
+    """A list of numbers, not empty and without duplicates; finite unless infinity is allowed."""
     value = lookup(config, key)
-    expected = "a list of finite numbers without duplicates" if length is None else f"a list of {length} finite numbers"
+    kind = "finite numbers" if low == -math.inf else f"numbers >= {low:g}{' (or inf)' if allow_infinite else ''}"
+    expected = f"a list of {kind} without duplicates" if length is None else f"a list of {length} {kind}"
     if not isinstance(value, Sequence) or isinstance(value, str) or not value or length not in (None, len(value)):
         refuse(key, expected, value)
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value):
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and v >= low for v in value):
+        refuse(key, expected, value)
+    if not all(math.isfinite(v) or (allow_infinite and v == math.inf) for v in value):
         refuse(key, expected, value)
     if length is None and len(set(value)) < len(value):
         refuse(key, expected, value)

@@ -20,13 +20,20 @@ def check_evaluation(config: options.Config) -> Path | None:
     options.existing_file(config, "checkpoint", optional=True)
     _check_threads(config)
     options.integer(config, "eval.batch_size", low=1)
-    _only(config, "eval", {"num_scenes", "snr_db", "batch_size", "progress"})
+    _only(
+        config,
+        "eval",
+        {"num_scenes", "snr_db", "sigma_over_bandwidth", "scatterer_cutoff_m", "batch_size", "progress"},
+    )
     _only(config, "data", {"source", "path", "split"})
     if options.choice(config, "data.source", ["synthetic", "file"]) == "file":
         return options.existing_file(config, "data.path")
     options.choice(config, "data.split", ["train", "val", "test", "sample"])
     options.integer(config, "eval.num_scenes", low=1)
     options.numbers(config, "eval.snr_db")
+    options.positive(config, "eval.scatterer_cutoff_m")
+    if options.lookup(config, "eval.sigma_over_bandwidth") is not None:
+        options.numbers(config, "eval.sigma_over_bandwidth", low=0.0, allow_infinite=True)
     check_scene(config)
     return None
 

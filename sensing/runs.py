@@ -87,6 +87,26 @@ def build_simulator(config: DictConfig) -> Simulator:
     return Simulator(build_deployment(config), sampler, config.seed)
 
 
+def build_simulators(config: DictConfig) -> list[Simulator]:
+    """One simulator for each deviation of the clock offsets in `eval.sigma_over_bandwidth`; the scene's own for null.
+
+    The scenes and their noise are the same in all, with the offsets scaled. Under a flat prior (inf) they are drawn
+    with the largest finite deviation of the list, unless the scene says with which.
+    """
+    sigmas = config.eval.sigma_over_bandwidth
+    if sigmas is None:
+        return [build_simulator(config)]
+    largest = max((sigma for sigma in sigmas if math.isfinite(sigma)), default=None)
+    simulators = []
+    for sigma in sigmas:
+        varied = config.copy()
+        varied.scene.clock_offset_std_over_bandwidth = sigma
+        if math.isinf(sigma) and varied.scene.true_clock_offset_std_over_bandwidth is None:
+            varied.scene.true_clock_offset_std_over_bandwidth = largest
+        simulators.append(build_simulator(varied))
+    return simulators
+
+
 def build_estimators(config: DictConfig) -> dict[str, Any]:
     """The estimators asked for, by the name under which they appear in the results.
 
@@ -144,14 +164,16 @@ def evaluate(config: DictConfig) -> dict[str, str]:
         "notes": _notes(settings),
     }
     if path is not None:
-        result = evaluate_file(path, estimators, front_ends, folder, **common, **about)
+        results = [evaluate_file(path, estimators, front_ends, folder, **common, **about)]
     else:
-        snr_db, count = settings["eval"]["snr_db"], settings["eval"]["num_scenes"]
-        result = run_sweep(
-            build_simulator(config), estimators, front_ends, snr_db, count, settings["data"]["split"], **common
-        )
-        write_evaluation(result, folder, title=f"Evaluation of {config.scene.name}", **about)
-    print_summary(result)
+        snr_db, count, cutoff_m = (settings["eval"][key] for key in ("snr_db", "num_scenes", "scatterer_cutoff_m"))
+        split = settings["data"]["split"]
+        results = [
+            run_sweep(simulator, estimators, front_ends, snr_db, count, split, cutoff_m=cutoff_m, **common)
+            for simulator in build_simulators(config)
+        ]
+        write_evaluation(results, folder, title=f"Evaluation of {config.scene.name}", **about)
+    print_summary(results)
     report = folder / "report.html"
     print(f"report: {report}")
     return {"folder": str(folder), "report": str(report)}

@@ -21,9 +21,10 @@ from sensing.errors import ConfigError, FileFormatError, NumericalError
 from sensing.evaluation import SweepResult, evaluate_file, print_summary, run_sweep, write_evaluation
 from sensing.evaluation import runner as runner_module
 from sensing.evaluation.files import concatenate
-from sensing.evaluation.statistics import proportion, statistic
+from sensing.evaluation.measures import rows
+from sensing.evaluation.statistics import describe, proportion
 from sensing.evaluation.style import PALETTE, marks
-from sensing.evaluation.tables import rows, write_per_scene, write_results
+from sensing.evaluation.tables import write_per_scene, write_results
 from sensing.simulation import SceneSampler, Simulator, build_deployment
 
 SNR = [0.0, 20.0]
@@ -95,7 +96,8 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def table(result: SweepResult) -> dict[tuple, tuple[float, int]]:
-    return {(r.estimator, r.snr_db, r.metric, r.statistic): (r.value, r.num_scenes) for r in rows(result)}
+    found = rows([result])
+    return {(r.estimator, r.snr_db, r.metric, r.statistic): (r.value.value, r.value.num_scenes) for r in found}
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +114,10 @@ def result(simulator: Simulator) -> SweepResult:
 def test_results_have_the_documented_columns_and_hand_computed_values(
     result: SweepResult, simulator: Simulator, tmp_path: Path
 ) -> None:
-    found = read(write_results(result, tmp_path / "results.csv"))
-    assert list(found[0]) == ["estimator", "snr_db", "metric", "statistic", "value", "num_scenes", "seed"]
+    found = read(write_results([result], tmp_path / "results.csv"))
+    first = ["estimator", "snr_db", "metric", "statistic", "value", "num_scenes", "seed"]
+    assert list(found[0]) == [*first, "low", "high", "sigma_over_bandwidth"]
+    assert {row["sigma_over_bandwidth"] for row in found} == {"0.2304"}  # 10 ns of 192 x 120 kHz
     assert {row["seed"] for row in found} == {"3"}
     values = {(r["estimator"], float(r["snr_db"]), r["metric"], r["statistic"]): float(r["value"]) for r in found}
     for snr in SNR:
@@ -133,7 +137,8 @@ def test_results_have_the_documented_columns_and_hand_computed_values(
                 ("ue_error_over_peb", "p90"): np.percentile(error / peb, 90),
                 ("converged_fraction", "mean"): np.mean(error < 3 * peb),
                 ("below_1m_fraction", "mean"): float(error < 1),
-                ("covered_95_fraction", "mean"): float(error < 1),
+                ("covered_90_fraction", "mean"): float(error < 1),
+                ("nees_user", "mean"): (error / 0.05) ** 2 / 3,
                 ("flagged_fraction", "mean"): 0.0,
             }
             if (error < 3 * peb).any():
@@ -272,9 +277,10 @@ def test_scenes_without_a_finite_bound_count_as_not_converged() -> None:
 
 def test_statistics_in_decibel_and_shares() -> None:
     values = np.array([-10.0, -20.0, np.nan, -30.0])
-    assert statistic(values, "mean", decibel=True) == (pytest.approx(10 * math.log10(0.111 / 3)), 3)
-    assert statistic(values, "median", decibel=True) == (pytest.approx(-20.0), 3)
-    assert math.isnan(statistic(np.array([np.inf]), "rms")[0])
+    found = describe(values, decibel=True)
+    assert (found["mean"].value, found["mean"].num_scenes) == (pytest.approx(10 * math.log10(0.111 / 3)), 3)
+    assert found["median"].value == pytest.approx(-20.0)
+    assert math.isnan(describe(np.array([np.inf]))["rms"].value)
     share = proportion(np.array([True] * 20))
     assert share.value == 1.0
     assert share.low == pytest.approx(20 / (20 + 1.959964**2), rel=1e-5)  # closed form of Wilson's bound at 1
@@ -311,7 +317,9 @@ def test_figures_are_drawn_and_the_report_is_self_contained(result: SweepResult,
         "error_vs_snr",
         "converged_vs_snr",
         "nmse_vs_snr",
-        "scatterers_and_clocks",
+        "scatterers_vs_snr",
+        "clocks_vs_snr",
+        "coverage",
         "error_cdf",
         "error_over_peb_cdf",
         "scene_map",
@@ -357,7 +365,7 @@ def test_printed_table_fits_every_number(result: SweepResult) -> None:
 
 
 def test_nothing_half_written_is_left(result: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_results(result, tmp_path / "results.csv")
+    write_results([result], tmp_path / "results.csv")
     before = (tmp_path / "results.csv").read_bytes()
 
     def breaks(*arguments: object, **options: object) -> None:
@@ -366,10 +374,10 @@ def test_nothing_half_written_is_left(result: SweepResult, tmp_path: Path, monke
 
     monkeypatch.setattr("sensing.evaluation.tables.np.savez", breaks)
     with pytest.raises(OSError, match="disk full"):
-        write_per_scene(result, tmp_path / "per_scene.npz")
+        write_per_scene([result], tmp_path / "per_scene.npz")
     monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_results(result, tmp_path / "results.csv")
+        write_results([result], tmp_path / "results.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
     assert (tmp_path / "results.csv").read_bytes() == before
 
@@ -398,7 +406,9 @@ def test_a_file_with_truth_is_scored_and_estimators_without_their_truth_are_left
         assert float(row["clock_offset_s_0"]) == pytest.approx(float(scene.clock_offset[i, 0]) + 2e-9)
     report = (tmp_path / "run" / "report.html").read_text()
     assert "<strong>genie_lmmse</strong> was left out" in report
-    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {"error_cdf", "flagged_cdf", "scene_map"}
+    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {
+        *("coverage", "error_cdf", "flagged_cdf", "scene_map")
+    }
 
 
 def test_a_file_without_truth_gets_estimates_and_a_report(simulator: Simulator, tmp_path: Path) -> None:

@@ -64,12 +64,15 @@ def test_gospa_counts_missed_and_false():
         metrics.gospa(point, everything, point, everything[:, :2], 2.0)
 
 
+@pytest.mark.parametrize("which", ["shared", "specific"])
 @pytest.mark.parametrize("statistic", ["rms", "median"])
-def test_scatterer_error_equals_enumeration(statistic):
+def test_scatterer_error_equals_enumeration(statistic, which):
     cutoff = 4.0
     estimated, estimated_mask, true, _ = random_sets(3)
     visible = torch.rand(12, 3, 5, generator=torch.Generator().manual_seed(4)) < 0.45
-    got = metrics.scatterer_error(estimated, estimated_mask, true, visible, cutoff, statistic)
+    index = metrics.match_scatterers(estimated, estimated_mask, true, visible, cutoff)
+    found = metrics.matched_error(index, estimated, true)
+    got = metrics.scatterer_error(found, visible, cutoff, statistic, which)
     for i in range(12):
         views = visible[i].sum(0)
         x, y = estimated[i, estimated_mask[i]].tolist(), true[i, views >= 1].tolist()
@@ -79,7 +82,7 @@ def test_scatterer_error_equals_enumeration(statistic):
             d = [cutoff if c is None else min(math.dist(x[c], p), cutoff) for c, p in zip(choice, y, strict=True)]
             if sum(v * v for v in d) < best:
                 best, error = sum(v * v for v in d), d
-        error = [d for d, v in zip(error, views[views >= 1].tolist(), strict=True) if v >= 2]
+        error = [d for d, v in zip(error, views[views >= 1].tolist(), strict=True) if (v >= 2) == (which == "shared")]
         if not error:
             assert torch.isnan(got[i])
         else:
@@ -131,14 +134,14 @@ def test_wilson_interval():
         metrics.wilson_interval(3, 2)
 
 
-def test_bootstrap_interval_covers_the_mean():
-    draw = torch.Generator().manual_seed(0)
-    hits = 0
-    for _ in range(100):
-        low, high = metrics.bootstrap_interval(torch.randn(80, generator=draw), "mean", draw, resamples=300)
-        hits += low < 0 < high
-    assert 85 <= hits <= 100
-    values = torch.tensor([1.0, 1.0, float("nan")])
-    assert metrics.bootstrap_interval(values, "rms", draw) == (1.0, 1.0)
-    with pytest.raises(DomainError, match="statistic"):
-        metrics.bootstrap_interval(values, "mode", draw)
+def test_nees_is_the_squared_error_in_the_metric_of_the_covariance():
+    draw = torch.Generator().manual_seed(2)
+    root = torch.randn(5, 4, 4, generator=draw, dtype=torch.float64) * torch.tensor([1.0, 1e-6, 1e3, 1.0])[:, None]
+    covariance, error = root @ root.mT, torch.randn(5, 4, generator=draw, dtype=torch.float64)
+    wanted = [e @ np.linalg.inv(c) @ e for e, c in zip(error.numpy(), covariance.numpy(), strict=True)]
+    assert torch.allclose(metrics.nees(error, covariance), torch.tensor(wanted), rtol=1e-6)
+    flat = torch.diag(torch.tensor([1.0, 0.0, 1.0]))
+    broken = torch.stack(
+        [flat, -torch.eye(3), torch.full((3, 3), torch.nan), torch.diag(torch.tensor([1, 1, torch.inf]))]
+    )
+    assert metrics.nees(torch.ones(4, 3), broken).isnan().all()

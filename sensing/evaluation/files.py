@@ -96,6 +96,8 @@ def evaluate_file(
         reference={name: getattr(each, "bound", "peb") for name, each in runner.estimators.items()},
         left_out=runner.left_out,
         split=Path(path).name,
+        sigma_over_bandwidth=float(file.deployment.clock_offset_std * file.deployment.bandwidth),
+        num_stations=len(file.deployment.bs_position),
         sketch=sketch,
     )
     facts = {"file": str(path), "source": file.source} | _observation_facts(file.deployment)

@@ -1,6 +1,6 @@
 """Everything that an evaluation leaves in its folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sensing.evaluation.figures import save_figures
@@ -10,7 +10,7 @@ from sensing.evaluation.tables import write_per_scene, write_results
 
 
 def write_evaluation(
-    result: SweepResult,
+    results: SweepResult | Sequence[SweepResult],
     folder: str | Path,
     title: str = "Evaluation",
     config: str = "",
@@ -20,7 +20,7 @@ def write_evaluation(
     """Write results.csv, per_scene.npz, figures/*.png and report.html.
 
     Args:
-        result: the evaluation.
+        results: the evaluation, one result for each deviation of the clock offsets.
         folder: run folder, made if absent.
         title: heading of the report.
         config: configuration as text, for the report.
@@ -30,8 +30,8 @@ def write_evaluation(
     Returns:
         Path of the report.
     """
-    folder = Path(folder)
-    write_results(result, folder / "results.csv")
-    write_per_scene(result, folder / "per_scene.npz")
-    figures = save_figures(result, folder / "figures")
-    return write_report(result, folder / "report.html", figures, title, config, command, notes)
+    folder, results = Path(folder), [results] if isinstance(results, SweepResult) else list(results)
+    write_results(results, folder / "results.csv")
+    write_per_scene(results, folder / "per_scene.npz")
+    figures = save_figures(results, folder / "figures")
+    return write_report(results, folder / "report.html", figures, title, config, command, notes)

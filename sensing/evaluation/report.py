@@ -2,7 +2,7 @@
 
 import base64
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,24 +11,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sensing.data.atomic import atomic_path
 from sensing.evaluation.figures import CAPTIONS
+from sensing.evaluation.measures import rows
 from sensing.evaluation.result import SweepResult
-from sensing.evaluation.summary import cells, shown_columns, snr_label, summaries
-from sensing.evaluation.tables import rows
+from sensing.evaluation.summary import TABLES, Line, failures, shown, sigma_label, snr_label, table_lines
 
 PACKAGES = ("sensing", "torch", "lightning", "numpy", "scipy", "h5py", "hydra-core", "matplotlib")
 
 
-class Line(NamedTuple):
-    """A line of the summary table, as texts."""
+class Section(NamedTuple):
+    """One table of the report."""
 
-    snr: str
-    estimator: str
-    cells: list[tuple[str, str]]
-    first: bool  # of its SNR
+    title: str
+    heads: list[str]
+    lines: list[Line]
 
 
 def write_report(
-    result: SweepResult,
+    results: Sequence[SweepResult],
     path: str | Path,
     figures: Mapping[str, Path],
     title: str = "Evaluation",
@@ -39,7 +38,7 @@ def write_report(
     """Write report.html; it appears whole or not at all.
 
     Args:
-        result: the evaluation.
+        results: the evaluation, one result for each deviation of the clock offsets.
         path: of the report.
         figures: PNG files by name, as `save_figures` returns them.
         title: heading.
@@ -57,32 +56,28 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    lines = summaries(result)
-    columns = shown_columns(lines)
+    sections = [
+        Section(title, [column.head for column in columns], table_lines(results, columns))
+        for title, columns in ((title, shown(results, columns)) for title, columns in TABLES.items())
+        if columns
+    ]
     text = environment.get_template("report.html").render(
         title=title,
-        result=result,
-        facts=_facts(result, command, notes or {}),
-        columns=columns,
-        lines=[
-            Line(
-                snr_label(line.snr_db),
-                line.estimator,
-                cells(line, columns),
-                at == 0 or lines[at - 1].snr_db != line.snr_db,
-            )
-            for at, line in enumerate(lines)
-        ],
-        failed=[(line.estimator, snr_label(line.snr_db), line.num_failed) for line in lines if line.num_failed],
+        several=len(results) > 1,
+        facts=_facts(results, command, notes or {}),
+        sections=sections,
+        bounds=list(results[0].bounds),
+        left_out=results[0].left_out,
+        cutoff_m=results[0].cutoff_m,
+        failed=failures(results),
         figures=[
             (name, base64.b64encode(file.read_bytes()).decode("ascii"), CAPTIONS.get(name, ""))
             for name, file in figures.items()
         ],
-        rows=list(rows(result)),
+        rows=list(rows(list(results))),
         snr_label=snr_label,
         config=config,
         versions={"python": platform.python_version()} | versions(),
-        bounded=bool(result.bounds),
     )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -100,8 +95,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _facts(result: SweepResult, command: str, notes: Mapping[str, str]) -> dict[str, Any]:
+def _facts(results: Sequence[SweepResult], command: str, notes: Mapping[str, str]) -> dict[str, Any]:
+    result = results[0]
     facts = {"scenes": f"{len(result.scenes)} of {result.split}", "SNR": ", ".join(map(snr_label, result.snr_db))}
+    if len(results) > 1:
+        facts["deviation of the clock offsets"] = ", ".join(map(sigma_label, results))
     if result.seed is not None:
         facts["seed"] = str(result.seed)
     if command:

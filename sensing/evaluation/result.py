@@ -1,5 +1,6 @@
 """What an evaluation found: every error of every estimator in every scene, and the bounds beside them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sensing.containers import Deployment, Estimate, Example, Scene, map_tensors
+from sensing.evaluation.scores import CUTOFF_M
 from sensing.evaluation.statistics import Floats
 from sensing.metrics import converged
 
@@ -25,9 +27,11 @@ class SceneSketch:
     remark: str = ""  # why this scene
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SweepResult:
-    """Errors per scene. A scene set read from a file is a sweep with one SNR, which may be unknown (None).
+    """Errors per scene for one law of the clock offsets.
+
+    A scene set read from a file is a sweep with one SNR, which may be unknown (None).
 
     Attributes:
         snr_db: SNR points [dB].
@@ -38,6 +42,9 @@ class SweepResult:
         left_out: estimator to the reason why it did not run.
         seed: of the scenes and the noise; None for a file.
         split: train, val, test, or the name of a file.
+        sigma_over_bandwidth: deviation of the prior of the clock offsets [1 / bandwidth]; inf: flat.
+        num_stations: of the deployment.
+        cutoff_m: distance at which a scatterer counts as missed [m].
         sketch: one scene for the map.
     """
 
@@ -49,6 +56,9 @@ class SweepResult:
     left_out: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
     split: str = "test"
+    sigma_over_bandwidth: float = math.nan
+    num_stations: int = 0
+    cutoff_m: float = CUTOFF_M
     sketch: SceneSketch | None = None
 
     @property

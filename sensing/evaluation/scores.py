@@ -1,30 +1,56 @@
 """Per-scene figures of merit of an estimate, and the bound in the same quantities.
 
-Quantities: `ue_error_m`; `scatterer_error_m`, rms over the scatterers that two or more stations see (2 m for a missed
-one); `clock_offset_error_s`, rms over stations; `channel_nmse_db` over pilots; `gospa_m` of the visible scatterers
-(cutoff 2 m, order 2); `covered`, 1 if the user is inside the 95 % ellipsoid of the claimed covariance; `flags`, bits of
-`sensing.containers.Flag`. A quantity is absent where the estimator or the truth does not give it.
+Quantities: `ue_error_m`; `scatterer_error_m`, rms over the scatterers that two or more stations see (the cutoff for a
+missed one), and `scatterer_specific_error_m`, over those that one alone sees; `clock_offset_error_s`, rms over
+stations; `channel_nmse_db` over pilots; `gospa_m` of the visible scatterers (order 2); `flags`, bits of
+`sensing.containers.Flag`.
+How far the claimed covariance can be believed: `nees_user` and `nees_common` (user and clock offsets), the normalised
+squared error per degree of freedom, 1 on average if the covariance is right; for each kind of scatterers, shared and
+specific, `shared_located`, how many have an estimate nearer than the cutoff, and `shared_inside_90`, how many of these
+lie in the claimed 90 % ellipsoid. A quantity is absent where the estimator or the truth does not give it.
 """
 
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
 from sensing.baselines import synchronous
 from sensing.bounds import uplink_bound
-from sensing.containers import Deployment, Estimate, Example
-from sensing.metrics import clock_offset_error, gospa, nmse_db, position_error, scatterer_error
+from sensing.containers import Deployment, Estimate, Example, Scene
+from sensing.metrics import (
+    clock_offset_error,
+    gospa,
+    match_scatterers,
+    matched_error,
+    nees,
+    nmse_db,
+    position_error,
+    scatterer_error,
+    wrapped,
+)
+from sensing.units import SPEED_OF_LIGHT
 
 CUTOFF_M = 2.0
-CHI2_95 = 7.8147  # 95 % quantile of the chi-square distribution with 3 degrees of freedom
+LEVELS = (50, 90, 99)
+"""Ellipsoids whose coverage is measured [%]."""
+KINDS = {"shared": "scatterer_error_m", "specific": "scatterer_specific_error_m"}
 
 
-def score(estimate: Estimate, example: Example, deployment: Deployment) -> dict[str, Tensor]:
+def inside(nees_per_dof: Tensor, dof: int, level: int) -> Tensor:
+    """Whether an error lies in the ellipsoid of a level [%]; false where the covariance is none."""
+    return nees_per_dof < chi2.ppf(level / 100, dof) / dof
+
+
+def score(
+    estimate: Estimate, example: Example, deployment: Deployment, cutoff_m: float = CUTOFF_M
+) -> dict[str, Tensor]:
     """Score a batch of estimates against the truth.
 
     Args:
         estimate: batch [scene].
         example: the same batch; `scene` and `channel` may be None, their user and offsets NaN.
         deployment: gives the ambiguity of the delays.
+        cutoff_m: distance at which a scatterer counts as missed [m].
 
     Returns:
         Quantity to [scene].
@@ -38,25 +64,45 @@ def score(estimate: Estimate, example: Example, deployment: Deployment) -> dict[
     if scene is None:
         return scores
     if estimate.ue_position is not None and not bool(scene.ue_position.isnan().all()):
-        error = estimate.ue_position - scene.ue_position
         scores["ue_error_m"] = position_error(estimate.ue_position, scene.ue_position)
         if estimate.covariance is not None:
-            scores["covered"] = _covered(error, estimate.covariance[..., :3, :3])
+            error = estimate.ue_position - scene.ue_position
+            scores["nees_user"] = nees(error, estimate.covariance[..., :3, :3]) / 3
     # an estimator that knows the offsets, or has none, tells nothing about them by returning them
     if (
         estimate.ue_position is not None
         and estimate.clock_offset is not None
         and not bool(scene.clock_offset.isnan().all())
     ):
-        scores["clock_offset_error_s"] = clock_offset_error(
-            estimate.clock_offset, scene.clock_offset, 1.0 / deployment.pilot_spacing
-        )
-    nodes, mask = estimate.scatterer_position, estimate.scatterer_mask
-    if nodes is not None and scene.scatterer_position.shape[-2] > 0:
-        mask = torch.ones_like(nodes[..., 0], dtype=torch.bool) if mask is None else mask
-        seen = scene.visible.any(-2)
-        scores["gospa_m"] = gospa(nodes, mask, scene.scatterer_position, seen, CUTOFF_M)
-        scores["scatterer_error_m"] = scatterer_error(nodes, mask, scene.scatterer_position, scene.visible, CUTOFF_M)
+        period = 1.0 / deployment.pilot_spacing
+        scores["clock_offset_error_s"] = clock_offset_error(estimate.clock_offset, scene.clock_offset, period)
+        if "nees_user" in scores and estimate.covariance is not None:
+            offset_m = SPEED_OF_LIGHT * wrapped(estimate.clock_offset - scene.clock_offset, period)
+            both = torch.cat([estimate.ue_position - scene.ue_position, offset_m], -1)
+            scores["nees_common"] = nees(both, estimate.covariance) / both.shape[-1]
+    if estimate.scatterer_position is not None and scene.scatterer_position.shape[-2] > 0:
+        scores |= _scatterer_scores(estimate, scene, cutoff_m)
+    return scores
+
+
+def _scatterer_scores(estimate: Estimate, scene: Scene, cutoff_m: float) -> dict[str, Tensor]:
+    nodes, true, views = estimate.scatterer_position, scene.scatterer_position, scene.visible.sum(-2)
+    assert nodes is not None
+    mask = estimate.scatterer_mask
+    mask = torch.ones_like(nodes[..., 0], dtype=torch.bool) if mask is None else mask
+    scores = {"gospa_m": gospa(nodes, mask, true, views > 0, cutoff_m)}
+    index = match_scatterers(nodes, mask, true, scene.visible, cutoff_m)
+    error = matched_error(index, nodes, true)
+    for kind, quantity in KINDS.items():
+        scores[quantity] = scatterer_error(error, scene.visible, cutoff_m, which=kind)
+    if estimate.scatterer_covariance is not None:
+        place = index.clamp_min(0)[..., None, None].expand(*index.shape, 3, 3)
+        ratio = nees(error, estimate.scatterer_covariance.gather(-3, place)) / 3
+        for kind, chosen in (("shared", views >= 2), ("specific", views == 1)):
+            chosen = chosen & (index >= 0)
+            scores[f"{kind}_located"] = chosen.sum(-1)
+            for level in LEVELS:
+                scores[f"{kind}_inside_{level}"] = (chosen & inside(ratio, 3, level)).sum(-1)
     return scores
 
 
@@ -74,21 +120,14 @@ def bound_scores(example: Example, deployment: Deployment) -> dict[str, dict[str
     if scene is None or scene.gain is None:
         return {}
     bounds = {}
+    views = scene.visible.sum(-2)
     for name, plan in (("peb", deployment), ("peb_sync", synchronous(deployment))):
         bound = uplink_bound(scene, example.observation.noise_var, plan)
-        shared = scene.visible.sum(-2) >= 2
-        variance = torch.where(shared, bound.scatterer_m.square(), torch.zeros_like(bound.scatterer_m)).sum(-1)
         bounds[name] = {
             "ue_error_m": bound.ue_position_m,
-            "scatterer_error_m": (variance / shared.sum(-1)).sqrt(),
             "clock_offset_error_s": bound.clock_offset_s.square().mean(-1).sqrt(),
         }
+        for kind, chosen in (("shared", views >= 2), ("specific", views == 1)):
+            point = torch.where(chosen, bound.scatterer_m, torch.nan)
+            bounds[name][KINDS[kind]] = point.square().nanmean(-1).sqrt()
     return bounds
-
-
-def _covered(error: Tensor, covariance: Tensor) -> Tensor:
-    """1.0 where the error lies inside the 95 % ellipsoid; NaN where the covariance is not positive definite."""
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    white = torch.linalg.solve_triangular(factor, error[..., None], upper=False)[..., 0]
-    inside = (white.square().sum(-1) < CHI2_95).to(error.dtype)
-    return torch.where(failed == 0, inside, torch.full_like(inside, torch.nan))

@@ -1,17 +1,20 @@
-"""Statistics over scenes with the number of scenes behind them and, for tables and figures, how sure they are.
+"""Statistics over scenes with the number of scenes behind them and how sure they are.
 
 Every statistic is over the finite values and comes with their number: an estimator that fails on a scene (NaN error) is
-not hidden by this, since the number beside the value is lower and the scene counts as not converged.
+not hidden by this, since the number beside the value is lower and the scene counts as not converged. Intervals are
+percentile bootstrap intervals over scenes, shares have Wilson's. Resampled scenes are the same for all quantities with
+as many scenes, so that a ratio of two errors is paired.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from sensing.metrics import bootstrap_interval, summarize, wilson_interval
+from sensing.metrics import wilson_interval
 
 Floats = NDArray[np.float64]
 STATISTICS = ("median", "rms", "p90", "mean")
@@ -27,31 +30,49 @@ class Value(NamedTuple):
     num_scenes: int
 
 
-def statistic(values: Floats, name: str, decibel: bool = False) -> tuple[float, int]:
-    """One statistic over the finite values.
+def describe(values: Floats, decibel: bool = False) -> dict[str, Value]:
+    """The four statistics of one quantity.
 
     Args:
         values: [scene].
-        name: median, rms, p90 or mean.
         decibel: the values are in dB; their mean and rms are those of the linear powers, given in dB again.
 
     Returns:
-        The value (NaN where no value is finite) and the number of finite values.
+        Statistic to value.
     """
-    linear = decibel and name in ("mean", "rms")
-    found = summarize(torch.from_numpy(_power(values) if linear else values))
-    return _decibel(found[name]) if linear else found[name], int(found["count"])
+
+    def four(x: Floats) -> Floats:
+        linear = np.power(10.0, x / 10.0) if decibel else x
+        median, p90 = np.quantile(x, [0.5, 0.9], axis=-1)
+        rms, mean = np.sqrt(np.mean(linear**2, -1)), np.mean(linear, -1)
+        return np.stack([median, _decibel(rms) if decibel else rms, p90, _decibel(mean) if decibel else mean])
+
+    return dict(zip(STATISTICS, bootstrapped(four, values), strict=True))
 
 
-def with_interval(values: Floats, name: str, decibel: bool = False) -> Value:
-    """A statistic with its percentile bootstrap interval; the draws are the same for all estimators."""
-    value, count = statistic(values, name, decibel)
-    if count < 2:
-        return Value(value, math.nan, math.nan, count)
-    linear = decibel and name in ("mean", "rms")
-    tensor = torch.from_numpy(_power(values) if linear else values)
-    low, high = bootstrap_interval(tensor, name, torch.Generator().manual_seed(0), resamples=_RESAMPLES)
-    return Value(value, *((_decibel(low), _decibel(high)) if linear else (low, high)), count)
+def bootstrapped(function: Callable[..., Floats], *samples: Floats) -> list[Value]:
+    """A function of paired samples with its interval.
+
+    Args:
+        function: of as many arrays [* scene] as there are samples, to [value *].
+        samples: [scene] each; scenes in which one of them is not finite are left out.
+
+    Returns:
+        The values; NaN where no scene is left.
+    """
+    finite = np.isfinite(np.stack(samples)).all(0)
+    kept = [sample[finite] for sample in samples]
+    count = int(finite.sum())
+    if count == 0:
+        return [Value(math.nan, math.nan, math.nan, 0)] * len(function(*(np.ones(1) for _ in samples)))
+    draws = _draws(count)
+    low, high = np.quantile(function(*(sample[draws] for sample in kept)), [0.025, 0.975], axis=-1)
+    if count == 1:
+        low = high = np.full_like(low, np.nan)
+    return [
+        Value(float(value), float(least), float(most), count)
+        for value, least, most in zip(function(*kept), low, high, strict=True)
+    ]
 
 
 def proportion(hits: NDArray[np.bool_]) -> Value:
@@ -61,9 +82,11 @@ def proportion(hits: NDArray[np.bool_]) -> Value:
     return Value(share, *wilson_interval(int(np.sum(hits)), count), count)
 
 
-def _power(decibel: Floats) -> Floats:
-    return np.power(10.0, decibel / 10.0)
+@functools.lru_cache(maxsize=64)
+def _draws(count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))
 
 
-def _decibel(power: float) -> float:
-    return 10.0 * math.log10(power) if power > 0 else (-math.inf if power == 0 else math.nan)
+def _decibel(power: Floats) -> Floats:
+    with np.errstate(divide="ignore"):
+        return 10.0 * np.log10(power)

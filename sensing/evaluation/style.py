@@ -15,8 +15,12 @@ PALETTE = {  # Okabe and Ito: told apart with any colour vision
     "ideal_sync": ("#009E73", "^"),
     "nomp_ls": ("#CC79A7", "v"),
     "genie_lmmse": ("#E69F00", "D"),
+    "paper": ("#7F3C8D", "X"),
+    "music_ls": ("#56B4E9", "P"),
+    "omp": ("#8C6D31", "*"),
+    "em_sbl": ("#666666", "h"),
 }
-SPARE = (("#56B4E9", "P"), ("#7F3C8D", "X"), ("#8C6D31", "*"), ("#666666", "h"))
+SPARE = (("#B22222", "<"), ("#2F4F4F", ">"), ("#9ACD32", "p"), ("#4B0082", "d"))
 BOUNDS = {"peb": ("#000000", "--", "bound"), "peb_sync": ("#777777", ":", "bound, offsets known")}
 
 
@@ -36,16 +40,27 @@ def marks(name: str, names: Sequence[str]) -> tuple[str, str]:
     return SPARE[others.index(name) % len(SPARE)]
 
 
-def panels(count: int, width: float = 5.0, height: float = 4.0, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with a row of axes; drawn without pyplot, so without a display and without global state."""
-    figure = Figure(figsize=(width * count, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06), dpi=130)
-    axes = figure.subplots(1, count, squeeze=False, **options)[0]
+def panels(
+    count: int, width: float = 5.0, height: float = 4.0, columns: int | None = None, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with rows of axes, one row unless `columns` says otherwise.
+
+    Drawn without pyplot, so without a display and without global state.
+    """
+    columns = count if columns is None else columns
+    rows = -(-count // columns)
+    size = (width * columns, height * rows)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06), dpi=130)
+    grid = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    axes, unused = grid[:count], grid[count:]
+    for each in unused:
+        each.remove()
     for each in axes:
         each.grid(True, which="major", color="#dddddd", linewidth=0.8)
         each.grid(True, which="minor", color="#f0f0f0", linewidth=0.5)
         each.set_axisbelow(True)
         each.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes)
+    return figure, axes
 
 
 def log_scale(axes: Axes, which: str) -> None:

@@ -1,6 +1,7 @@
 """The main numbers of an evaluation with 95 % confidence intervals, printed and for the report."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,126 +10,125 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from sensing.evaluation.measures import measure
 from sensing.evaluation.result import SweepResult
-from sensing.evaluation.statistics import Value, proportion, with_interval
-
-Cells = list[tuple[str, str]]  # (number, interval), both empty where there is none
+from sensing.evaluation.statistics import Value
 
 
-class Summary(NamedTuple):
-    """One estimator, or bound, at one SNR; None where it has no such output."""
+class Column(NamedTuple):
+    """A column of a table: one statistic of one metric."""
 
+    head: str
+    metric: str
+    statistic: str = "mean"
+    kind: str = "number"  # number, percent, decibel, milliseconds or nanoseconds
+    printed: bool = False  # on the console too
+    interval: bool = False  # there with its interval
+    instead_of: str = ""  # shown only where no scene set has this metric
+
+
+SUMMARY = (
+    Column("median [m]", "ue_error_m", "median", printed=True, interval=True),
+    Column("90 % [m]", "ue_error_m", "p90"),
+    Column("rms [m]", "ue_error_m", "rms", printed=True),
+    Column("rms/PEB*", "ue_error_over_peb_converged", "rms", printed=True),
+    Column("RMSE/rms PEB", "ue_rmse_over_rms_peb", "ratio", printed=True),
+    Column("converged [%]", "converged_fraction", kind="percent", printed=True, interval=True),
+    Column("below 1 m [%]", "below_1m_fraction", "mean", "percent", True, True, "converged_fraction"),
+    Column("below 3 m [%]", "below_3m_fraction", "mean", "percent", True, True, "converged_fraction"),
+    Column("NMSE [dB]", "channel_nmse_db", kind="decibel", printed=True),
+    Column("above genie [dB]", "nmse_gap_to_genie_db", "ratio", "decibel"),
+    Column("flagged [%]", "flagged_fraction", kind="percent", printed=True),
+    Column("ms/scene", "time_s", kind="milliseconds", printed=True),
+)
+TRUSTED = (
+    Column("flagged [%]", "flagged_fraction", kind="percent", printed=True, interval=True),
+    Column("median [m]", "ue_error_unflagged_m", "median", printed=True, interval=True),
+    Column("90 % [m]", "ue_error_unflagged_m", "p90", printed=True, interval=True),
+    Column("below 1 m [%]", "below_1m_unflagged_fraction", kind="percent", printed=True, interval=True),
+    Column("below 3 m [%]", "below_3m_unflagged_fraction", kind="percent", printed=True, interval=True),
+    Column("converged [%]", "converged_unflagged_fraction", kind="percent"),
+    Column("inside 90 % [%]", "covered_90_unflagged_fraction", kind="percent"),
+)
+SCATTERERS = (
+    Column("shared: median [m]", "scatterer_error_m", "median"),
+    Column("over median bound", "scatterer_median_over_median_bound", "ratio"),
+    Column("rms [m]", "scatterer_error_m", "rms"),
+    Column("specific: median [m]", "scatterer_specific_error_m", "median"),
+    Column("over median bound", "scatterer_specific_median_over_median_bound", "ratio"),
+    Column("rms [m]", "scatterer_specific_error_m", "rms"),
+    Column("GOSPA, median [m]", "gospa_m", "median"),
+    Column("clocks, median [ns]", "clock_offset_error_s", "median", "nanoseconds"),
+)
+UNCERTAINTY = (
+    *(Column(f"user in {p} % [%]", f"covered_{p}_fraction", kind="percent") for p in (50, 90, 99)),
+    Column("in 90 %, not flagged [%]", "covered_90_unflagged_fraction", kind="percent"),
+    Column("NEES of user", "nees_user"),
+    Column("not flagged", "nees_user_unflagged"),
+    Column("band from", "nees_user_unflagged", "band_low"),
+    Column("to", "nees_user_unflagged", "band_high"),
+    Column("user and clocks, not flagged", "nees_common_unflagged"),
+    *(Column(f"shared scatterers in {p} % [%]", f"shared_covered_{p}_fraction", kind="percent") for p in (50, 90, 99)),
+    Column("specific in 90 % [%]", "specific_covered_90_fraction", kind="percent"),
+)
+TABLES = {
+    "Summary": SUMMARY,
+    "Scenes that are not flagged": TRUSTED,
+    "Scatterers and clocks": SCATTERERS,
+    "Claimed uncertainty": UNCERTAINTY,
+}
+
+
+class Line(NamedTuple):
+    """A line of a table, as texts."""
+
+    sigma: str
+    snr: str
     estimator: str
-    snr_db: float | None
-    median_m: Value | None = None
-    p90_m: Value | None = None
-    rms_m: Value | None = None
-    rms_over_peb: Value | None = None  # converged scenes
-    converged: Value | None = None
-    below_1m: Value | None = None
-    below_3m: Value | None = None
-    nmse_db: Value | None = None  # mean
-    flagged: Value | None = None
-    covered: Value | None = None  # true user inside the claimed 95 % ellipsoid
-    time_s: float | None = None
-    num_failed: int = 0  # scenes without a finite user position
+    cells: list[tuple[str, str]]  # (number, interval), both empty where there is none
+    first: bool  # of its SNR
 
 
-HEADERS = {
-    "median_m": "median [m]",
-    "p90_m": "90 % [m]",
-    "rms_m": "rms [m]",
-    "rms_over_peb": "rms/PEB, converged",
-    "converged": "converged [%]",
-    "below_1m": "below 1 m [%]",
-    "below_3m": "below 3 m [%]",
-    "nmse_db": "NMSE [dB]",
-    "flagged": "flagged [%]",
-    "covered": "inside 95 % [%]",
-    "time_s": "ms/scene",
-}
-
-PRINTED = {
-    "median_m": "median \\[m]",
-    "rms_m": "rms \\[m]",
-    "rms_over_peb": "rms/PEB*",
-    "converged": "converged \\[%]",
-    "below_1m": "below 1 m \\[%]",
-    "below_3m": "below 3 m \\[%]",
-    "nmse_db": "NMSE \\[dB]",
-    "flagged": "flagged \\[%]",
-    "time_s": "ms/scene",
-}
-WITH_INTERVAL = ("median_m", "converged", "below_1m", "below_3m")
+def shown(results: Sequence[SweepResult], columns: Sequence[Column]) -> list[Column]:
+    """The columns that some estimator fills."""
+    filled = {(key[2], key[3]) for result in results for key in measure(result) if key[0] in result.scores}
+    metrics = {metric for metric, _ in filled}
+    return [
+        column for column in columns if (column.metric, column.statistic) in filled and column.instead_of not in metrics
+    ]
 
 
-def summaries(result: SweepResult) -> list[Summary]:
-    """By SNR, then estimator; bounds last within an SNR."""
-    lines = []
-    for at, snr in enumerate(result.snr_db):
-        lines += [_summary(result, name, at) for name in result.names]
-        for name, bound in result.bounds.items():
-            error = bound["ue_error_m"][at]
-            median, p90, rms = (with_interval(error, stat) for stat in ("median", "p90", "rms"))
-            lines.append(Summary(name, snr, median, p90, rms))
+def table_lines(results: Sequence[SweepResult], columns: Sequence[Column]) -> list[Line]:
+    """By deviation of the clock offsets, SNR, then estimator; bounds last. Lines without any number are left out."""
+    lines: list[Line] = []
+    for result in results:
+        for at, snr in enumerate(result.snr_db):
+            first = True
+            for name in (*result.names, *result.bounds):
+                values = [measure(result).get((name, at, column.metric, column.statistic)) for column in columns]
+                if any(value is not None for value in values):
+                    cells = [_cell(column.kind, value) for column, value in zip(columns, values, strict=True)]
+                    lines.append(Line(sigma_label(result), snr_label(snr), name, cells, first))
+                    first = False
     return lines
 
 
-def _summary(result: SweepResult, name: str, at: int) -> Summary:
-    scores, ratio, converged, flagged = (
-        result.scores[name],
-        result.over_bound(name),
-        result.converged(name),
-        result.flagged(name),
-    )
-    line = Summary(name, result.snr_db[at], time_s=float(np.mean(scores["time_s"][at])))
-    if "ue_error_m" in scores:
-        error = scores["ue_error_m"][at]
-        line = line._replace(
-            median_m=with_interval(error, "median"),
-            p90_m=with_interval(error, "p90"),
-            rms_m=with_interval(error, "rms"),
-            below_1m=proportion(error < 1.0),
-            below_3m=proportion(error < 3.0),
-            num_failed=int(np.sum(~np.isfinite(error))),
-        )
-    if "covered" in scores:
-        line = line._replace(covered=proportion(scores["covered"][at] == 1.0))
-    if ratio is not None and converged is not None:
-        line = line._replace(
-            rms_over_peb=with_interval(ratio[at][converged[at]], "rms"), converged=proportion(converged[at])
-        )
-    if "channel_nmse_db" in scores:
-        line = line._replace(nmse_db=with_interval(scores["channel_nmse_db"][at], "mean", decibel=True))
-    return line if flagged is None else line._replace(flagged=proportion(flagged[at]))
-
-
-def shown_columns(lines: list[Summary]) -> dict[str, str]:
-    """Columns that some estimator fills; with a bound, `converged` stands in for the shares below 1 m and 3 m."""
-    filled = {key: head for key, head in HEADERS.items() if any(getattr(line, key) is not None for line in lines)}
-    if "converged" in filled:
-        filled.pop("below_1m", None)
-        filled.pop("below_3m", None)
-    return filled
-
-
-def cells(line: Summary, columns: dict[str, str]) -> Cells:
-    """The line as texts: number and interval."""
-    return [_cell(key, getattr(line, key)) for key in columns]
-
-
-def _cell(key: str, value: Value | float | None) -> tuple[str, str]:
+def _cell(kind: str, value: Value | None) -> tuple[str, str]:
     if value is None:
         return "", ""
-    if isinstance(value, float):
-        return _number(1e3 * value, 3), ""
     if not math.isfinite(value.value):
         return "-", ""
-    if key == "nmse_db":
-        return f"{value.value:.1f}", f"{value.low:.1f} .. {value.high:.1f}"
-    if key in ("converged", "below_1m", "below_3m", "flagged", "covered"):
-        return f"{100 * value.value:.1f}", f"{100 * value.low:.0f}–{100 * value.high:.0f}"
-    return _number(value.value, 3), f"{_number(value.low, 2)}–{_number(value.high, 2)}"
+    if kind == "milliseconds":
+        return _number(1e3 * value.value, 3), ""
+    if kind == "decibel":
+        number, interval = f"{value.value:.1f}", f"{value.low:.1f} .. {value.high:.1f}"
+    elif kind == "percent":
+        number, interval = f"{100 * value.value:.1f}", f"{100 * value.low:.0f}–{100 * value.high:.0f}"
+    else:
+        scale = 1e9 if kind == "nanoseconds" else 1.0
+        number = _number(scale * value.value, 3)
+        interval = f"{_number(scale * value.low, 2)}–{_number(scale * value.high, 2)}"
+    return number, interval if math.isfinite(value.low) else ""
 
 
 def _number(value: float, digits: int) -> str:
@@ -143,35 +143,60 @@ def snr_label(snr_db: float | None) -> str:
     return "unknown" if snr_db is None else f"{snr_db:g} dB"
 
 
-def print_summary(result: SweepResult, console: Console | None = None) -> None:
-    """Print the table, what was left out and why, and how many scenes failed."""
+def sigma_label(result: SweepResult) -> str:
+    """The deviation of the clock offset prior for people."""
+    sigma = result.sigma_over_bandwidth
+    return "unknown" if math.isinf(sigma) else f"{sigma:.3g} / B"
+
+
+def failures(results: Sequence[SweepResult]) -> list[tuple[str, str, int]]:
+    """(estimator, where, number of scenes without a finite position), for those that have some."""
+    found = []
+    for result in results:
+        for name, scores in result.scores.items():
+            for at, snr in enumerate(result.snr_db):
+                count = int(np.sum(~np.isfinite(scores["ue_error_m"][at]))) if "ue_error_m" in scores else 0
+                if count:
+                    where = snr_label(snr) + (f", sigma {sigma_label(result)}" if len(results) > 1 else "")
+                    found.append((name, where, count))
+    return found
+
+
+def print_summary(results: SweepResult | Sequence[SweepResult], console: Console | None = None) -> None:
+    """Print the summary (for a file also that of the trusted scenes), what was left out and what failed."""
+    results = [results] if isinstance(results, SweepResult) else list(results)
     console = Console() if console is None else console
-    lines = summaries(result)
-    columns = {key: head for key, head in shown_columns(lines).items() if key in PRINTED}
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left", title=_title(result))
-    table.add_column("SNR", justify="right", no_wrap=True)
+    _print_table(results, SUMMARY, _title(results[0]), console)
+    if not results[0].bounds and shown(results, TRUSTED[1:]):
+        _print_table(results, TRUSTED, "The same of the scenes that are not flagged", console)
+    for name, where, count in failures(results):
+        console.print(f"{name} at {where}: no position in {count} scenes")
+    for name, reason in results[0].left_out.items():
+        console.print(f"left out: {name} ({reason})", markup=False)
+
+
+def _print_table(results: Sequence[SweepResult], columns: Sequence[Column], title: str, console: Console) -> None:
+    columns = [column for column in shown(results, columns) if column.printed]
+    several = len(results) > 1
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left", title=title)
+    for head in (*(("sigma",) if several else ()), "SNR"):
+        table.add_column(head, justify="right", no_wrap=True)
     table.add_column("estimator", no_wrap=True)
-    for key in columns:
-        table.add_column(PRINTED[key], justify="right", no_wrap=True)
-    previous: float | None = math.nan
-    for line in lines:
-        if line.snr_db != previous and table.row_count:
+    for column in columns:
+        table.add_column(column.head.replace("[", "\\["), justify="right", no_wrap=True)
+    for line in table_lines(results, columns):
+        if line.first and table.row_count:
             table.add_section()
         texts = [
-            f"{number} [dim]({interval})[/dim]" if interval and key in WITH_INTERVAL else number
-            for key, (number, interval) in zip(columns, cells(line, columns), strict=True)
+            f"{number} [dim]({interval})[/dim]" if interval and column.interval else number
+            for column, (number, interval) in zip(columns, line.cells, strict=True)
         ]
-        table.add_row(snr_label(line.snr_db) if line.snr_db != previous else "", line.estimator, *texts)
-        previous = line.snr_db
+        where = (line.sigma, line.snr) if several else (line.snr,)
+        table.add_row(*(where if line.first else [""] * len(where)), line.estimator, *texts)
     # as wide as the table is: a narrower one, as in a pipe or a log, would cut the numbers off
     width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     wide = Console(file=console.file, width=max(console.width, width), force_terminal=console.is_terminal)
     wide.print(table)
-    for line in lines:
-        if line.num_failed:
-            console.print(f"{line.estimator} at {snr_label(line.snr_db)}: no position in {line.num_failed} scenes")
-    for name, reason in result.left_out.items():
-        console.print(f"left out: {name} ({reason})", markup=False)
 
 
 def _title(result: SweepResult) -> str:

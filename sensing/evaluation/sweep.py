@@ -12,7 +12,7 @@ from sensing.containers import to_device
 from sensing.errors import ConfigError
 from sensing.evaluation.result import SceneSketch, ScoreTable, SweepResult, sketch_scene
 from sensing.evaluation.runner import Runner
-from sensing.evaluation.scores import bound_scores, score
+from sensing.evaluation.scores import CUTOFF_M, bound_scores, score
 from sensing.simulation import Simulator
 from sensing.simulation.sampler import unit_noise
 from sensing.simulation.uplink import observe
@@ -31,6 +31,7 @@ def run_sweep(
     progress: bool = True,
     device: torch.device | str = "cpu",
     map_scene: int | None = None,
+    cutoff_m: float = CUTOFF_M,
 ) -> SweepResult:
     """Run estimators on scenes 0 to num_scenes - 1 of a split at every SNR.
 
@@ -48,6 +49,7 @@ def run_sweep(
         progress: show a progress bar.
         device: where scenes are synthesised and estimators run.
         map_scene: scene of the first batch that is drawn as a map; None: a typical one.
+        cutoff_m: distance at which a scatterer counts as missed [m].
 
     Returns:
         Errors and bounds per scene.
@@ -80,7 +82,7 @@ def run_sweep(
                 for name, values in bound_scores(example, deployment).items():
                     bounds.put(name, row, columns, values)
                 results = runner(example)
-                scores = {name: score(each.estimate, example, deployment) for name, each in results.items()}
+                scores = {name: score(each.estimate, example, deployment, cutoff_m) for name, each in results.items()}
                 for name, each in results.items():
                     found.put(name, row, columns, scores[name] | {"time_s": each.seconds})
                 if first == 0 and row == map_row:
@@ -97,6 +99,9 @@ def run_sweep(
         left_out=runner.left_out,
         seed=simulator.seed,
         split=split,
+        sigma_over_bandwidth=float(deployment.clock_offset_std * deployment.bandwidth),
+        num_stations=len(deployment.bs_position),
+        cutoff_m=cutoff_m,
         sketch=sketch,
     )
 
