@@ -28,6 +28,7 @@ _PUBLIC = {
     # estimators
     "PathDetector": "sensing.coarse",
     "CoarseLocalizer": "sensing.coarse",
+    "estimate_noise_variance": "sensing.coarse",
     "Unrolled": "sensing.inference.unrolled",
     "FusionWeights": "sensing.fusion",
     "LocationEstimator": "sensing.estimator",
@@ -87,7 +88,7 @@ if TYPE_CHECKING:
     from sensing.arrays import elements, ula, upa
     from sensing.baselines import GenieLmmse, IdealSync, NompLs, PathLs
     from sensing.bounds import UplinkBound, uplink_bound, uplink_information
-    from sensing.coarse import CoarseLocalizer, PathDetector
+    from sensing.coarse import CoarseLocalizer, PathDetector, estimate_noise_variance
     from sensing.containers import Deployment, Estimate, Example, Flag, Observation, PathEstimates, Scene
     from sensing.data import ObservationSet, export_scenes, read_observations, write_estimates, write_observations
     from sensing.data.scenes import SceneDataModule

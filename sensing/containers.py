@@ -120,8 +120,12 @@ class Observation(NamedTuple):
     y: Tensor  # [* bs ant sc] complex
     noise_var: Tensor  # [* bs] total power of the complex noise per entry
 
-    def validate(self, deployment: Deployment) -> "Observation":
+    def validate(self, deployment: Deployment, noise_known: bool = True) -> "Observation":
         """Check shapes and values against a deployment; returns the observation itself.
+
+        Args:
+            deployment: the stations.
+            noise_known: refuse noise variances that are not positive; else nobody reads their values (say NaN).
 
         Raises:
             ShapeError: an axis does not fit the deployment, or the batch axes of the two fields differ.
@@ -138,7 +142,10 @@ class Observation(NamedTuple):
         if self.noise_var.is_complex():
             raise DomainError(f"noise_var must be real, got {self.noise_var.dtype}")
         check_finite("y", self.y)
-        check_positive("noise_var", self.noise_var)
+        if noise_known and self.noise_var.numel() and bool(self.noise_var.isnan().all()):
+            raise DomainError("noise_var must be known (or be estimated: noise=estimated), got NaN throughout")
+        if noise_known:
+            check_positive("noise_var", self.noise_var)
         return self
 
 

@@ -14,6 +14,7 @@ from sensing.checks import check_shape
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.least_squares import inverse_information
 from sensing.coarse.localization import CoarseLocalizer, CoarseLocation
+from sensing.coarse.noise import check_noise, detect
 from sensing.coarse.user_search import user_box
 from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates
 from sensing.errors import ConfigError, ShapeError
@@ -59,6 +60,7 @@ class LocationEstimator(nn.Module):
         localizer: association and coarse location; the default when None.
         unrolled: EM iterations; the default when None.
         name: label in tables.
+        noise: noise variance of its own front end, `known` or `estimated`; paths of the caller come with theirs.
     """
 
     needs_truth = False
@@ -69,9 +71,10 @@ class LocationEstimator(nn.Module):
         localizer: CoarseLocalizer | None = None,
         unrolled: Unrolled | None = None,
         name: str = "classical",
+        noise: str = "known",
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.noise = name, check_noise(noise)
         self.detector = PathDetector() if detector is None else detector
         self.localizer = CoarseLocalizer() if localizer is None else localizer
         self.unrolled = Unrolled() if unrolled is None else unrolled
@@ -88,7 +91,7 @@ class LocationEstimator(nn.Module):
         Raises:
             ShapeError, DomainError: the observation does not fit the deployment or is not finite.
         """
-        observation.validate(deployment.validate())
+        observation.validate(deployment.validate(), noise_known=paths is not None or self.noise == "known")
         check_shape("y", observation.y, "scene bs ant sc")
         if len(observation.y) == 0:
             raise ShapeError("y must hold at least one scene, got none")
@@ -96,7 +99,7 @@ class LocationEstimator(nn.Module):
             raise ShapeError("pilot_freq must hold at least two pilots (one tells nothing of the delay), got 1")
         if paths is None:
             with torch.no_grad():
-                paths = self.detector(observation, deployment)
+                observation, paths = self.detect(observation, deployment)
         coarse = self.localizer(paths, deployment)
         refined, lost = self.refine(observation, deployment, coarse)
         estimate = to_estimate(refined.final, refined.problem)
@@ -104,6 +107,10 @@ class LocationEstimator(nn.Module):
         assert estimate.covariance is not None
         covariance = doubtful_covariance(estimate.covariance, flags, coarse, deployment)
         return estimate._replace(covariance=covariance, cost_per_dof=coarse.cost_per_dof, flags=flags)
+
+    def detect(self, observation: Observation, deployment: Deployment) -> tuple[Observation, PathEstimates]:
+        """Paths of all stations, and the observation with the noise variance that they were detected with."""
+        return detect(observation, deployment, self.detector, self.noise)
 
     def refine(
         self, observation: Observation, deployment: Deployment, coarse: CoarseLocation
@@ -158,6 +165,7 @@ def build_estimator(
     unrolled: Mapping[str, Any] | None = None,
     fusion: Mapping[str, Any] | None = None,
     name: str = "classical",
+    noise: str = "known",
 ) -> LocationEstimator:
     """Estimator from plain settings, the form in which a checkpoint stores them.
 
@@ -167,6 +175,7 @@ def build_estimator(
         unrolled: arguments of `Unrolled` and of its iterations.
         fusion: arguments of learned `FusionWeights`; analytic weights when None.
         name: label in tables.
+        noise: `known` or `estimated` noise variance where the caller brings no paths.
 
     Raises:
         ConfigError: an argument that the part does not know, or a value that it refuses.
@@ -181,6 +190,7 @@ def build_estimator(
         ),
         _part("unrolled", Unrolled, unrolled),
         name,
+        noise,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from sensing import options
 from sensing.errors import ConfigError
 
+NOISE = ["known", "estimated"]
 OBJECTIVES = [
     f"val/{name}" for name in ("loss", "error_over_peb_rms", "error_over_peb_median", "error_m_rms", "nmse_db")
 ]
@@ -19,6 +20,7 @@ def check_evaluation(config: options.Config) -> Path | None:
     options.names(config, "estimators", options.lookup(config, "available") or {})
     options.existing_file(config, "checkpoint", optional=True)
     _check_threads(config)
+    options.choice(config, "noise", NOISE)
     options.integer(config, "eval.batch_size", low=1)
     _only(
         config,
@@ -44,6 +46,7 @@ def check_training(config: options.Config) -> None:
     check_scene(config)
     options.existing_file(config, "ckpt_path", optional=True)
     _check_threads(config)
+    options.choice(config, "noise", NOISE)
     if options.lookup(config, "estimator.unrolled") is None or options.lookup(config, "estimator.name") == "classical":
         got = options.lookup(config, "estimator.name") or options.lookup(config, "estimator._target_")
         raise ConfigError(f"estimator must have something to learn (say estimator=unfolded), got {got}, which has not")

@@ -157,7 +157,11 @@ def evaluate(config: DictConfig) -> dict[str, str]:
     estimators = build_estimators(config)
     front_ends = build_front_ends(config, estimators)
     folder = Path(settings["output_dir"])
-    common: dict[str, Any] = {"batch_size": config.eval.batch_size, "progress": config.eval.progress}
+    common: dict[str, Any] = {
+        "batch_size": config.eval.batch_size,
+        "progress": config.eval.progress,
+        "noise": config.noise,
+    }
     about: dict[str, Any] = {
         "config": OmegaConf.to_yaml(OmegaConf.create(settings)),
         "command": _command("evaluate"),
@@ -181,11 +185,11 @@ def evaluate(config: DictConfig) -> dict[str, str]:
 
 def _notes(config: options.Config) -> dict[str, str]:
     """What a reader of the report must know and the numbers do not say."""
-    if "unfolded" not in config["estimators"]:
-        return {}
-    return {
-        "unfolded": f"trained, {config['checkpoint']}" if config["checkpoint"] else "untrained: no checkpoint was given"
-    }
+    notes = {"noise variance": "estimated from the observation"} if config["noise"] == "estimated" else {}
+    if "unfolded" in config["estimators"]:
+        checkpoint = config["checkpoint"]
+        notes["unfolded"] = f"trained, {checkpoint}" if checkpoint else "untrained: no checkpoint was given"
+    return notes
 
 
 def _command(name: str) -> str:

@@ -277,7 +277,6 @@ def test_bad_values_name_file_and_field(copy, case):
     "name",
     [
         "y",
-        "noise_var",
         "bs/position_m",
         "bs/rotation",
         "bs/antenna_local_m",
@@ -369,7 +368,7 @@ def test_not_a_file(tmp_path):
         ({"y": np.ones((2, 3, 4), complex)}, ShapeError, "y must be"),
         ({"noise_var": np.zeros((2, 2))}, DomainError, "noise_var must be positive"),
         ({"noise_var": [[1.0, 1.0], [1.0]]}, ShapeError, "noise_var must be a regular array"),
-        ({"noise_var": None}, FileFormatError, "noise_var must be real, got type object"),
+        ({"noise_var": [[1.0, np.nan], [1.0, 1.0]]}, DomainError, "noise_var must be finite, got 1 non-finite"),
         ({"bs_rotation": 2 * np.stack([np.eye(3)] * 2)}, DomainError, "bs/rotation must hold rotations"),
         ({"pilot_freq": [0.0, 1.0, 1.0, 2.0]}, DomainError, "ofdm/pilot_freq_hz must be strictly increasing"),
         ({"carrier_hz": 0.0}, DomainError, "carrier_hz must be positive"),

@@ -2,5 +2,6 @@
 
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.localization import CoarseLocalizer
+from sensing.coarse.noise import estimate_noise_variance
 
-__all__ = ["CoarseLocalizer", "PathDetector"]
+__all__ = ["CoarseLocalizer", "PathDetector", "estimate_noise_variance"]

@@ -38,7 +38,7 @@ FIELDS = {
         Field("bs/antenna_local_m", "ant xyz", "real", needed=True),
         Field("ofdm/pilot_freq_hz", "sc", "real", needed=True),
         Field("y", "scene bs ant sc", "complex", needed=True),
-        Field("noise_var", "scene bs", "real", needed=True),
+        Field("noise_var", "scene bs", "real"),
         Field("prior/clock_offset_std_s", "", "real", needed=True),
         Field("prior/ue_height_range_m", "2", "real"),
         Field("prior/region_m", "2 xyz", "real"),
@@ -70,7 +70,7 @@ class ObservationSet(NamedTuple):
     """What an observation file says."""
 
     deployment: Deployment  # float64
-    observation: Observation  # complex128, [scene bs ant sc]
+    observation: Observation  # complex128, [scene bs ant sc]; noise_var NaN where the file has none
     truth: Example | None  # scene and channel, each None where the file has none
     los_exists: Tensor | None  # [scene bs] bool: nothing obstructs the line of sight
     source: str
@@ -143,7 +143,9 @@ def unpack(arrays: Mapping[str, np.ndarray], carrier_hz: float, source: str) -> 
             carrier_hz=torch.tensor(carrier_hz, dtype=torch.float64),
             **{field: tensors.get(name) for field, name in DEPLOYMENT.items()},  # type: ignore[arg-type]
         ).validate()
-        observation = Observation(tensors["y"], tensors["noise_var"]).validate(deployment)
+        unknown = torch.full(tensors["y"].shape[:2], math.nan, dtype=torch.float64)
+        observation = Observation(tensors["y"], tensors.get("noise_var", unknown))
+        observation.validate(deployment, noise_known="noise_var" in tensors)
     scene, channel = _scene(tensors), tensors.get("truth/channel")
     if channel is not None:
         check_finite("truth/channel", channel)
@@ -157,7 +159,7 @@ def _scene(tensors: Mapping[str, Tensor]) -> Scene | None:
     points, visible = tensors.get("truth/scatterer_position_m"), tensors.get("truth/scatterer_visible")
     if ue is None and offset is None and points is None:
         return None
-    scenes, stations = tensors["noise_var"].shape
+    scenes, stations = tensors["y"].shape[:2]
     for name in ("truth/ue_position_m", "truth/clock_offset_s"):
         if name in tensors:
             check_finite(name, tensors[name])

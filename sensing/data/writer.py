@@ -35,7 +35,7 @@ def write_observations(
     Args:
         path: file to write, replaced if it exists.
         deployment: stations, array, pilots and priors.
-        observation: y [scene bs ant sc] (stored in single precision), noise_var [scene bs].
+        observation: y [scene bs ant sc] (stored in single precision), noise_var [scene bs] (None or NaN: unknown).
         scene: the truth where it is known. A part that is None, or NaN throughout, is left out. Gains are not stored,
             and points that no station sees become padding.
         channel: [scene bs ant sc] noise-free y.
@@ -85,8 +85,8 @@ def _to_numpy(name: str, value: Any) -> np.ndarray:
 
 
 def _unknown(field: Field, array: np.ndarray) -> bool:
-    """Truth that the reader returned as unknown: NaN throughout, or no scatterers."""
-    if not field.name.startswith("truth/") or array.dtype.kind == "c":
+    """Noise or truth that the reader returned as unknown: NaN throughout, or no scatterers."""
+    if not (field.name.startswith("truth/") or field.name == "noise_var") or array.dtype.kind == "c":
         return False
     return array.size == 0 or (array.dtype.kind == "f" and bool(np.isnan(array).all()))
 

@@ -34,6 +34,7 @@ def evaluate_file(
     config: str = "",
     command: str = "",
     notes: Mapping[str, str] | None = None,
+    noise: str = "known",
 ) -> SweepResult:
     """Run estimators on every scene of a file; write estimates.csv, estimates.npz and, as for a sweep, the scores.
 
@@ -49,20 +50,24 @@ def evaluate_file(
         config: configuration as text, for the report.
         command: the command that made it, for the report.
         notes: further facts for the report, by name.
+        noise: the estimators' noise variance, `known` (from the file) or `estimated`.
 
     Returns:
         Errors per scene, where the file has the truth.
 
     Raises:
         FileFormatError: the file cannot be read or breaks the schema.
-        ConfigError: no estimator is given, or none applies to the file.
+        ConfigError: no estimator is given, none applies to the file, or the file tells no noise variance that is to be
+            known.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     file = read_observations(path)
+    if noise == "known" and bool(file.observation.noise_var.isnan().any()):
+        raise ConfigError(f"noise must be estimated (noise=estimated), because {path} has no noise_var, got {noise!r}")
     deployment = to_device(file.deployment, device)
     example = Example(file.observation) if file.truth is None else file.truth._replace(observation=file.observation)
-    runner = Runner(estimators, front_ends, deployment)
+    runner = Runner(estimators, front_ends, deployment, noise)
     count = len(file.observation.y)
     found, bounds = ScoreTable(1, count), ScoreTable(1, count)
     parts: dict[str, list[Estimate]] = {}

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from sensing.baselines import Detector
-from sensing.containers import Deployment, Estimate, Example, PathEstimates
+from sensing.coarse.detection import PathDetector
+from sensing.coarse.noise import check_noise, detect
+from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
 from sensing.errors import ConfigError, DomainError
 
 
@@ -30,13 +32,19 @@ class Runner:
         front_ends: by name, `detector(observation, deployment) -> PathEstimates`; an estimator whose front end is not
             among them runs its own.
         deployment: on the device on which the estimators run.
+        noise: `known`, or `estimated` by the front end for all estimators but those that know the truth anyway.
     """
 
     def __init__(
-        self, estimators: Mapping[str, Any], front_ends: Mapping[str, Detector], deployment: Deployment
+        self,
+        estimators: Mapping[str, Any],
+        front_ends: Mapping[str, Detector],
+        deployment: Deployment,
+        noise: str = "known",
     ) -> None:
         if not estimators:
             raise ConfigError("an evaluation needs at least one estimator, got none")
+        self.noise = check_noise(noise)
         self.estimators, self.front_ends, self.deployment = dict(estimators), dict(front_ends), deployment
         self.left_out: dict[str, str] = {}
 
@@ -44,17 +52,14 @@ class Runner:
         """Estimates of a batch by name. No gradients are recorded, but an estimator may enable them inside."""
         scenes, results = len(example.observation.y), {}
         with torch.no_grad():
-            wanted = {front_end(estimator) for estimator in self.estimators.values()}
-            shared: dict[str | None, tuple[PathEstimates, float]] = {
-                name: self._timed(detector, example.observation, self.deployment)
-                for name, detector in self.front_ends.items()
-                if name in wanted
-            }
+            wanted = {front_end(each) for each in self.estimators.values() if not _is_genie(each)}
+            shared = {name: self._timed(self._front, name, example.observation) for name in wanted}
             for name, estimator in list(self.estimators.items()):
-                paths, before = shared.get(front_end(estimator), (None, 0.0))
+                untouched = (example.observation, None), 0.0
+                (observation, paths), before = untouched if _is_genie(estimator) else shared[front_end(estimator)]
                 arguments = {"paths": paths, "truth": example if _needs_truth(estimator) else None}
                 try:
-                    estimate, own = self._timed(estimator, example.observation, self.deployment, **arguments)
+                    estimate, own = self._timed(estimator, observation, self.deployment, **arguments)
                 except DomainError as error:
                     if not _needs_truth(estimator):
                         raise
@@ -63,6 +68,14 @@ class Runner:
                     continue
                 results[name] = Timed(estimate, (before + own) / scenes)
         return results
+
+    def _front(self, name: str | None, observation: Observation) -> tuple[Observation, PathEstimates | None]:
+        """Observation, with the noise variance to be used, and paths of a front end; None where it is not shared."""
+        if name in self.front_ends:
+            return detect(observation, self.deployment, self.front_ends[name], self.noise)
+        if self.noise == "estimated":
+            return detect(observation, self.deployment, PathDetector(), self.noise)[0], None
+        return observation, None
 
     def _timed(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[Any, float]:
         device = self.deployment.bs_position.device
@@ -81,6 +94,11 @@ def front_end(estimator: Any) -> str | None:
 
 def _needs_truth(estimator: Any) -> bool:
     return getattr(estimator, "needs_truth", False)
+
+
+def _is_genie(estimator: Any) -> bool:
+    """It knows the truth and takes no paths: neither front end nor noise estimate are for it."""
+    return _needs_truth(estimator) and front_end(estimator) is None
 
 
 def _synchronize(device: torch.device) -> None:

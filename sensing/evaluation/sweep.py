@@ -32,6 +32,7 @@ def run_sweep(
     device: torch.device | str = "cpu",
     map_scene: int | None = None,
     cutoff_m: float = CUTOFF_M,
+    noise: str = "known",
 ) -> SweepResult:
     """Run estimators on scenes 0 to num_scenes - 1 of a split at every SNR.
 
@@ -50,6 +51,7 @@ def run_sweep(
         device: where scenes are synthesised and estimators run.
         map_scene: scene of the first batch that is drawn as a map; None: a typical one.
         cutoff_m: distance at which a scatterer counts as missed [m].
+        noise: the estimators' noise variance, `known` or `estimated`.
 
     Returns:
         Errors and bounds per scene.
@@ -63,7 +65,7 @@ def run_sweep(
     if num_scenes < 1 or batch_size < 1:
         raise ConfigError(f"num_scenes and batch_size must be at least 1, got {num_scenes} and {batch_size}")
     deployment = to_device(simulator.deployment, device)
-    runner = Runner(estimators, front_ends, deployment)
+    runner = Runner(estimators, front_ends, deployment, noise)
     found, bounds = ScoreTable(len(points), num_scenes), ScoreTable(len(points), num_scenes)
     map_row = min(range(len(points)), key=lambda row: abs(points[row] - MAP_SNR_DB))
     sketch: SceneSketch | None = None
@@ -75,10 +77,10 @@ def run_sweep(
             drawn = simulator.examples(split, indices, points[0], device)
             assert drawn.scene is not None
             assert drawn.channel is not None
-            noise = unit_noise(drawn.channel.shape[1:], simulator.seed, split, indices).to(device)
+            unit = unit_noise(drawn.channel.shape[1:], simulator.seed, split, indices).to(device)
             for row, snr in enumerate(points):
                 bar.update(task, description=f"evaluating at {snr:g} dB")
-                example = observe(drawn.scene, drawn.channel, noise, snr)
+                example = observe(drawn.scene, drawn.channel, unit, snr)
                 for name, values in bound_scores(example, deployment).items():
                     bounds.put(name, row, columns, values)
                 results = runner(example)

@@ -62,12 +62,12 @@ class Learner(lightning.LightningModule):
 
     def run(self, task: Task, history: bool = False) -> tuple[Refined, Geometry]:
         """Refine a batch from its start, or from the front end's where it has none; returns that start too."""
-        start = task.start
+        start, observation = task.start, task.example.observation
         if start is None:
             with torch.no_grad():
-                paths = self.estimator.detector(task.example.observation, task.deployment)
+                observation, paths = self.estimator.detect(observation, task.deployment)
             start = self.estimator.localizer(paths, task.deployment).geometry
-        return self.estimator.unrolled(task.example.observation, task.deployment, start, history), start
+        return self.estimator.unrolled(observation, task.deployment, start, history), start
 
     def training_step(self, task: Task, batch_idx: int) -> Tensor:
         """Loss of one batch."""
