@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from sensing.containers import Geometry
 from sensing.errors import ConfigError
 from sensing.inference import m_step
+from sensing.inference.ascent import ascend
+from sensing.inference.clouds import merge
 from sensing.inference.prior import SupportPrior
 from sensing.inference.state import (
     Evaluation,
@@ -51,7 +53,7 @@ class Iteration(nn.Module):
     """E-step, guard, M-step; learned corrections as scalar parameters that are neutral at zero.
 
     Args:
-        kind: `gauss_newton` or `gradient` (the paper's plain gradient).
+        kind: `gauss_newton` or `gradient` (the paper's plain gradient with backtracking).
         inner: rounds of the turbo loop.
         turbo_damping: share of the new message in the turbo loop, in (0, 1).
         step: relaxation factor of the M-step.
@@ -65,6 +67,8 @@ class Iteration(nn.Module):
         power_scale: factor on the gains' variance assumed by the E-step.
         cap: largest step in units of c / bandwidth (beamwidths for directions).
         taper: how fast the trust in pilots falls off towards the edges of the band; 0 uses all alike.
+        ascents: gradient steps of one M-step of kind `gradient`.
+        merge: located nodes closer than this, in units of c / bandwidth, become one after the M-step; 0: never.
         tolerance: drop of the objective, in nats, that is still accepted.
         guard: reject proposals that lower the objective.
 
@@ -87,14 +91,18 @@ class Iteration(nn.Module):
         power_scale: float = 1.0,
         cap: float = 1.0,
         taper: float = 0.0,
+        ascents: int = 1,
+        merge: float = 0.0,
         tolerance: float = 1.0,
         guard: bool = True,
     ) -> None:
         super().__init__()
         if kind not in ("gauss_newton", "gradient"):
             raise ConfigError(f"kind must be gauss_newton or gradient, got {kind!r}")
-        if inner < 1:
-            raise ConfigError(f"inner must be >= 1, got {inner}")
+        if inner < 1 or ascents < 1:
+            raise ConfigError(f"inner and ascents must be >= 1, got {inner}, {ascents}")
+        if not (merge >= 0 and math.isfinite(merge)):
+            raise ConfigError(f"merge must be >= 0, got {merge}")
         positive = {"step": step, "lm": lm, "noise_scale": noise_scale, "power_scale": power_scale, "cap": cap}
         for name, value in positive.items():
             if not (value > 0 and math.isfinite(value)):
@@ -113,6 +121,7 @@ class Iteration(nn.Module):
         if not 0 <= missing <= 1:
             raise ConfigError(f"missing must lie in [0, 1], got {missing}")
         self.kind, self.inner, self.tolerance, self.guard = kind, inner, tolerance, guard
+        self.ascents, self.merge = ascents, merge
         self.factors = {**{f"step_{block}": step for block in BLOCKS}, **positive}
         del self.factors["step"]
         self.shares, self.base_taper = {**shares, "missing": missing}, taper
@@ -166,16 +175,21 @@ class Iteration(nn.Module):
         """M-step from the accepted point."""
         assert state.accepted is not None
         geometry, system = state.accepted.geometry, state.accepted.system
+        steps = m_step.Steps(*(self.factor(f"step_{block}") for block in BLOCKS))
         if self.kind == "gauss_newton":
             factors = m_step.factorise(system, problem.scales, self.factor("lm") * state.damping)
             step, free = m_step.solve(factors, system)
-            shrink = torch.ones_like(state.damping)
+            bs = geometry.offset_m.shape[-1]
+            step, free = m_step.capped(step, free, bs, problem.scales, self.factor("cap"), steps)
+            proposal = m_step.moved(geometry, step, free, m_step.free_tangents(geometry))
         else:
-            step, free = m_step.gradient_step(system)
-            shrink = 1.0 / state.damping
-        steps = m_step.Steps(*(shrink * self.factor(f"step_{block}") for block in BLOCKS))
-        step, free = m_step.capped(step, free, geometry.offset_m.shape[-1], problem.scales, self.factor("cap"), steps)
-        return state._replace(proposal=m_step.moved(geometry, step, free, m_step.free_tangents(geometry)))
+            first = self.factor("cap") / state.damping
+            proposal = ascend(state.accepted, problem, self.factor("noise_scale"), steps, first, self.ascents)
+        if self.merge > 0:
+            nodes = geometry.node_mask.shape[-1]
+            energy = state.accepted.expectation.mean[..., :nodes].abs().square().sum(-2)
+            proposal = merge(proposal, energy, self.merge * problem.scales.metre)
+        return state._replace(proposal=proposal)
 
     def _judge(self, state: State, new: Evaluation, problem: Problem) -> State:
         """Accept or reject an evaluation, scene by scene."""

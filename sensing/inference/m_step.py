@@ -153,16 +153,6 @@ def solve(factors: Factors, system: System) -> tuple[Tensor, Tensor]:
     return factors.scale * step[..., 0], factors.free_scale * free[..., 0]
 
 
-def gradient_step(system: System) -> tuple[Tensor, Tensor]:
-    """The paper's plain gradient, `gradient / L`, L the largest absolute row sum: a sure and small ascent."""
-    bound = system.curvature.abs().sum(-1).amax(-1, keepdim=True)
-    free_bound = system.free_curvature.abs().sum(-1)
-    free = torch.where(
-        free_bound > 0, system.free_gradient / torch.where(free_bound > 0, free_bound, torch.ones_like(free_bound)), 0.0
-    )
-    return torch.where(bound > 0, system.gradient / torch.where(bound > 0, bound, torch.ones_like(bound)), 0.0), free
-
-
 def capped(step: Tensor, free: Tensor, bs: int, scales: Scales, cap: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
     """Relax and shorten a step.
 
