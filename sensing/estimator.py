@@ -4,7 +4,7 @@ The classical estimator is this class with tied, neutral corrections; the unfold
 learned.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,12 @@ from sensing.inference.iteration import select
 from sensing.inference.outcome import to_estimate
 from sensing.inference.unrolled import Refined, Unrolled
 from sensing.units import SPEED_OF_LIGHT
+
+Detector = Callable[[Observation, Deployment], PathEstimates]
+"""Front end: paths of every station."""
+
+Localizer = Callable[[PathEstimates, Deployment], CoarseLocation]
+"""Coarse stage: from paths to a geometry with its flags."""
 
 
 class Estimator(Protocol):
@@ -67,8 +73,8 @@ class LocationEstimator(nn.Module):
 
     def __init__(
         self,
-        detector: PathDetector | None = None,
-        localizer: CoarseLocalizer | None = None,
+        detector: Detector | None = None,
+        localizer: Localizer | None = None,
         unrolled: Unrolled | None = None,
         name: str = "classical",
         noise: str = "known",

@@ -14,7 +14,7 @@ LAYERS = [
     "simulation fusion bounds",
     "coarse",
     "inference",
-    "estimator",
+    "estimator paper_estimator",
     "metrics losses baselines",
     "data",
     "evaluation",

@@ -8,6 +8,7 @@ compared with.
 
 from sensing.baselines.genie import GenieLmmse
 from sensing.baselines.ideal_sync import IdealSync, shift_ranges, synchronous
-from sensing.baselines.path_ls import Detector, NompLs, PathLs
+from sensing.baselines.path_ls import NompLs, PathLs
+from sensing.estimator import Detector
 
 __all__ = ["Detector", "GenieLmmse", "IdealSync", "NompLs", "PathLs", "shift_ranges", "synchronous"]

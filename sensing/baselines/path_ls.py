@@ -1,15 +1,12 @@
 """Channel from the detected paths alone: what a front end reaches without any location."""
 
-from collections.abc import Callable
-
 import torch
 
 from sensing.baselines.gains import regularised_gains
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
 from sensing.errors import DomainError
+from sensing.estimator import Detector
 from sensing.operators.khatri_rao import path_operator
-
-Detector = Callable[[Observation, Deployment], PathEstimates]
 
 
 class PathLs:

@@ -88,14 +88,14 @@ def cluster_rays(
         paths: detected paths [b bs path]; one batch axis.
         deployment: stations and region.
         threshold_m: largest distance of two rays that are joined [m].
-        min_views: stations that a cluster needs at least.
+        min_views: stations that a cluster needs at least, or all if there are fewer.
         range_weighted: triangulate with a second pass weighted by 1 / range^2.
 
     Returns:
         Clusters with disjoint members, at least one (then masked) slot.
     """
     scenes, stations = paths.mask.shape[:2]
-    cliques = all_cliques(ray_graph(paths, deployment, threshold_m), max(min_views, 2))
+    cliques = all_cliques(ray_graph(paths, deployment, threshold_m), max(min(min_views, stations), 2))
     point = _points(cliques, paths, deployment, range_weighted)
     box = region_box(deployment)
     ahead = (point.ray_length > 0) | (cliques.path < 0)

@@ -34,8 +34,11 @@ class CoarseLocation(NamedTuple):
     rival: Tensor  # [* xyz] from the user to another mode that fits about as well; zero where there is none
 
 
-def _one_slot(field: Tensor) -> tuple[int, ...]:
-    return (*field.shape[:2], 1, *field.shape[3:])
+def with_slot(paths: PathEstimates) -> PathEstimates:
+    """The paths, or one empty slot where there is none: it keeps the reductions over paths defined."""
+    if paths.mask.shape[-1] > 0:
+        return paths
+    return map_tensors(paths, lambda field: field.new_zeros(*field.shape[:2], 1, *field.shape[3:]))
 
 
 class CoarseLocalizer(torch.nn.Module):
@@ -71,8 +74,7 @@ class CoarseLocalizer(torch.nn.Module):
         Returns:
             CoarseLocation; differentiable in the fusion weights through the last least-squares step.
         """
-        if paths.mask.shape[-1] == 0:  # one empty slot keeps the reductions over paths defined
-            paths = map_tensors(paths, lambda field: torch.cat([field, field.new_zeros(_one_slot(field))], 2))
+        paths = with_slot(paths)
         with torch.no_grad():
             weights = None if self.fusion is None else self.fusion(paths)
             path, solution, rival = locate(paths, weights, deployment, self.settings)

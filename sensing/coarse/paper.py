@@ -12,7 +12,7 @@ from sensing.coarse.alternating import locate_alternating
 from sensing.coarse.cliques import RayClusters, cluster_rays
 from sensing.coarse.clusters import gather_members
 from sensing.coarse.least_squares import Solution, cluster_measurements, solve_location
-from sensing.coarse.localization import CoarseLocation, solution_flags
+from sensing.coarse.localization import CoarseLocation, solution_flags, with_slot
 from sensing.coarse.private_scatterers import private_scatterers
 from sensing.coarse.repair import degrees_of_freedom
 from sensing.containers import Deployment, Geometry, PathEstimates
@@ -24,7 +24,7 @@ class PaperLocalizer(torch.nn.Module):
 
     Args:
         threshold_m: largest distance of two rays that belong together [m].
-        min_views: stations that must see a shared scatterer; more is fewer false alarms and fewer scatterers.
+        min_views: stations that must see a shared scatterer (all, if there are fewer); more means fewer false alarms.
         range_weighted: second pass of the triangulation weighted by 1 / range^2.
         prior: use the Gaussian prior of the clock offsets; as published there is none.
         range_std_m: standard deviation of a range residual [m], which balances that prior.
@@ -38,8 +38,8 @@ class PaperLocalizer(torch.nn.Module):
 
     def __init__(
         self,
-        threshold_m: float = 0.5,
-        min_views: int = 2,
+        threshold_m: float = 0.3,
+        min_views: int = 3,
         range_weighted: bool = True,
         prior: bool = False,
         range_std_m: float = 0.3,
@@ -66,6 +66,7 @@ class PaperLocalizer(torch.nn.Module):
             paths: detected paths [b bs path], one batch axis.
             deployment: stations and priors.
         """
+        paths = with_slot(paths)
         clusters = cluster_rays(paths, deployment, self.threshold_m, self.min_views, self.range_weighted)
         fix = locate_alternating(
             clusters.position,
@@ -110,11 +111,11 @@ def _all_scatterers(
     alone = candidates & ~(clusters.path.mT[..., None] == path).any(-2)
     lonely = private_scatterers(paths, alone, ue, offset_m, deployment)
     place, mask = lonely.position.flatten(1, 2), lonely.mask.flatten(1, 2)
-    width = int(mask.sum(-1).max()) if mask.numel() else 0
+    width = int(mask.sum(-1).max())
     order = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :width]
     kept = mask.gather(-1, order)
-    own = torch.arange(stations, device=ue.device) == (order // max(count, 1))[..., None]
-    single = torch.where(own & kept[..., None], (order % max(count, 1))[..., None], -1)
+    own = torch.arange(stations, device=ue.device) == (order // count)[..., None]
+    single = torch.where(own & kept[..., None], (order % count)[..., None], -1)
     place = place.gather(1, order[..., None].expand(scenes, width, 3))
     return torch.cat([clusters.path, single], 1), torch.cat([clusters.position, place], 1)
 

@@ -6,6 +6,9 @@ with the posterior (mu, Sigma) of the gains at rest (EQUATIONS 1.12). The unknow
 c / bandwidth and beamwidths, so that metres and radians can share one step size; among metres the gradient is plain.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -41,6 +44,22 @@ def surrogate(geometry: Geometry, posterior: Expectation, problem: Problem, nois
     return (fit / noise_var).sum(-1) + m_step.log_prior(geometry, problem.precision, problem.prior_mean)
 
 
+class _Line(NamedTuple):
+    """Points `geometry + size * (step, free)`."""
+
+    geometry: Geometry
+    step: Tensor  # [* theta]
+    free: Tensor  # [* bs free]
+    slope: Tensor  # [*] derivative of Q along the line
+    tangents: Tensor  # [* bs free xyz 2] that the free paths' coordinates refer to
+
+    def at(self, size: Tensor) -> Geometry:
+        """The point for step sizes [*]."""
+        return m_step.moved(
+            self.geometry, size[..., None] * self.step, size[..., None, None] * self.free, self.tangents
+        )
+
+
 def ascend(
     start: Evaluation, problem: Problem, noise_scale: Tensor, steps: m_step.Steps, first: Tensor, rounds: int
 ) -> Geometry:
@@ -63,28 +82,23 @@ def ascend(
         if round_ > 0:
             gram, matched, basis, _ = products(geometry, problem, taper.reshape(-1)[0])
             system = normal_equations(geometry, posterior, gram, matched, basis, noise_var, problem, 0.0)
-        step, free = _direction(system, geometry.offset_m.shape[-1], problem.scales, steps)
-        slope, tangents = (
-            (step * system.gradient).sum(-1) + (free * system.free_gradient).sum((-2, -1)),
-            m_step.free_tangents(geometry),
-        )
+        line = _steepest(geometry, system, problem.scales, steps)
         with torch.no_grad():
-            size = _first_size(system, step, free, slope, problem.scales, first)
-            size = _backtrack(geometry, posterior, problem, noise_var, taper, step, free, slope, tangents, size)
-        geometry = m_step.moved(geometry, size[..., None] * step, size[..., None, None] * free, tangents)
+            size = _first_size(line, system, problem.scales, first)
+            size = _backtrack(line, lambda point: surrogate(point, posterior, problem, noise_var, taper), size)
+        geometry = line.at(size)
     return geometry
 
 
-def _direction(system: System, bs: int, scales: m_step.Scales, steps: m_step.Steps) -> tuple[Tensor, Tensor]:
-    """Gradient in natural lengths, back in metres and radians: of theta and of the free paths."""
-    batch, theta = system.gradient.shape[:-1], system.gradient.shape[-1]
+def _steepest(geometry: Geometry, system: System, scales: m_step.Scales, steps: m_step.Steps) -> _Line:
+    """Line along the gradient in natural lengths, back in metres and radians."""
+    bs, (*batch, theta) = geometry.offset_m.shape[-1], system.gradient.shape
     blocks = ((steps.ue, 3), (steps.offset, bs), (steps.node, theta - 3 - bs))
     factor = torch.cat([value[..., None].expand(*batch, width) for value, width in blocks], -1)
-    unit = _free_unit(system.free_gradient, scales).square()
-    return (
-        factor * scales.metre.square() * system.gradient,
-        steps.free[..., None, None] * unit * system.free_gradient,
-    )
+    step = factor * scales.metre.square() * system.gradient
+    free = steps.free[..., None, None] * _free_unit(system.free_gradient, scales).square() * system.free_gradient
+    slope = (step * system.gradient).sum(-1) + (free * system.free_gradient).sum((-2, -1))
+    return _Line(geometry, step, free, slope, m_step.free_tangents(geometry))
 
 
 def _free_unit(free: Tensor, scales: m_step.Scales) -> Tensor:
@@ -92,46 +106,27 @@ def _free_unit(free: Tensor, scales: m_step.Scales) -> Tensor:
     return torch.stack([scales.metre, scales.radian, scales.radian]).repeat(free.shape[-1] // 3)
 
 
-def _first_size(
-    system: System, step: Tensor, free: Tensor, slope: Tensor, scales: m_step.Scales, first: Tensor
-) -> Tensor:
+def _first_size(line: _Line, system: System, scales: m_step.Scales, first: Tensor) -> Tensor:
     """First trial, [*]: twice the maximiser of the quadratic model, no longer than `first` natural lengths.
 
     Larger trials would be halved until they are here anyway.
     """
+    step, free = line.step, line.free
     bend = (step[..., None, :] @ system.curvature @ step[..., None]).sum((-2, -1))
-    mixed = (system.cross @ free[..., None])[..., 0].sum(-2)
-    bend = bend + 2.0 * (step * mixed).sum(-1)
+    bend = bend + 2.0 * (step * (system.cross @ free[..., None])[..., 0].sum(-2)).sum(-1)
     bend = bend + (free[..., None, :] @ system.free_curvature @ free[..., None]).sum((-3, -2, -1))
-    longest = torch.maximum(
-        (step / scales.metre).abs().amax(-1), (free / _free_unit(free, scales)).abs().amax((-2, -1))
-    )
+    far = (free / _free_unit(free, scales)).abs().amax((-2, -1))
+    longest = torch.maximum((step / scales.metre).abs().amax(-1), far)
     size = torch.where(longest > 0, first / torch.where(longest > 0, longest, torch.ones_like(longest)), 0.0)
-    model = 2.0 * slope / torch.where(bend > 0, bend, torch.ones_like(bend))
+    model = 2.0 * line.slope / torch.where(bend > 0, bend, torch.ones_like(bend))
     return torch.where(bend > 0, torch.minimum(size, model), size)
 
 
-def _backtrack(
-    geometry: Geometry,
-    posterior: Expectation,
-    problem: Problem,
-    noise_var: Tensor,
-    taper: Tensor,
-    step: Tensor,
-    free: Tensor,
-    slope: Tensor,
-    tangents: Tensor,
-    size: Tensor,
-) -> Tensor:
+def _backtrack(line: _Line, value: Callable[[Geometry], Tensor], size: Tensor) -> Tensor:
     """Largest of the halved step sizes that Armijo's rule accepts, [*]; zero where there is none."""
-    value, accepted, searching = (
-        surrogate(geometry, posterior, problem, noise_var, taper),
-        torch.zeros_like(size),
-        size > 0,
-    )
+    start, accepted, searching = value(line.geometry), torch.zeros_like(size), size > 0
     for _ in range(HALVINGS):
-        trial = m_step.moved(geometry, size[..., None] * step, size[..., None, None] * free, tangents)
-        rises = surrogate(trial, posterior, problem, noise_var, taper) >= value + SUFFICIENT * size * slope
+        rises = value(line.at(size)) >= start + SUFFICIENT * size * line.slope
         accepted = torch.where(searching & rises, size, accepted)
         searching = searching & ~rises
         if not bool(searching.any()):
