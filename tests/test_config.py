@@ -16,6 +16,7 @@ from sensing import arrays, ofdm, preflight, runs
 from sensing.cli import conf_dir
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.localization import CoarseLocalizer
+from sensing.coarse.paper import PaperLocalizer
 from sensing.data.scenes import SceneDataModule
 from sensing.errors import ConfigError, DomainError, SensingError
 from sensing.fusion.weights import FusionWeights
@@ -134,6 +135,7 @@ def test_yaml_and_python_have_the_same_defaults():
         (train["fusion"]["weights"], defaults(FusionWeights)),
         (classical["localizer"], {k: v for k, v in defaults(CoarseLocalizer).items() if k != "fusion"}),
         (classical["unrolled"], unrolled),
+        (evaluate["available"]["paper"]["localizer"], defaults(PaperLocalizer)),
     ):
         written = {key: value for key, value in node.items() if key not in ("_target_", "dtype")}
         assert written == wanted
