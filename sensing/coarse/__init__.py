@@ -2,6 +2,7 @@
 
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.localization import CoarseLocalizer
+from sensing.coarse.music import MusicDetector
 from sensing.coarse.noise import estimate_noise_variance
 
-__all__ = ["CoarseLocalizer", "PathDetector", "estimate_noise_variance"]
+__all__ = ["CoarseLocalizer", "MusicDetector", "PathDetector", "estimate_noise_variance"]

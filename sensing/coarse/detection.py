@@ -93,7 +93,7 @@ class PathDetector:
             for index, fit in self._search(chunk, grid, refiner):
                 for kept, final in self._finish(chunk, index, fit, grid, refiner):
                     found.append((kept + start, final, refiner.covariance(final)))
-        return _collect(found, sigma, deployment)
+        return collect_paths(found, sigma, deployment)
 
     def _search(self, y: Tensor, grid: SearchGrid, refiner: Refiner) -> Iterator[Group]:
         """Yield groups of snapshots whose residual holds no further path; snapshots without any path are left out."""
@@ -161,7 +161,7 @@ def _coherence(fit: Fit, local: Deployment) -> Tensor:
     return (gram - torch.diag_embed(diagonal)).amax(-1) / diagonal
 
 
-def _collect(found: list[tuple[Tensor, Fit, Tensor]], sigma: Tensor, deployment: Deployment) -> PathEstimates:
+def collect_paths(found: list[tuple[Tensor, Fit, Tensor]], sigma: Tensor, deployment: Deployment) -> PathEstimates:
     """Scatter groups (snapshots, fit, tangential covariance) into masked tensors in global axes, strongest first."""
     path = max((fit.gain.shape[-1] for _, fit, _ in found), default=1)
     station = torch.arange(sigma.numel(), device=sigma.device) % sigma.shape[-1]
