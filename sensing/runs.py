@@ -154,18 +154,19 @@ def evaluate(config: DictConfig) -> dict[str, str]:
     settings = plain(config)
     path = check_evaluation(settings)
     _set_threads(settings)
+    folder, about = Path(settings["output_dir"]), _about(settings)
+    report = folder / "report.html"
+    if config.study is not None:
+        text = {"settings": about.pop("config")} | about  # Hydra keeps the name `config` to itself
+        make(config.study, "study", simulator=build_simulator(config), folder=folder, **text)
+        print(f"report: {report}")
+        return {"folder": str(folder), "report": str(report)}
     estimators = build_estimators(config)
     front_ends = build_front_ends(config, estimators)
-    folder = Path(settings["output_dir"])
     common: dict[str, Any] = {
         "batch_size": config.eval.batch_size,
         "progress": config.eval.progress,
         "noise": config.noise,
-    }
-    about: dict[str, Any] = {
-        "config": OmegaConf.to_yaml(OmegaConf.create(settings)),
-        "command": _command("evaluate"),
-        "notes": _notes(settings),
     }
     if path is not None:
         results = [evaluate_file(path, estimators, front_ends, folder, **common, **about)]
@@ -178,9 +179,17 @@ def evaluate(config: DictConfig) -> dict[str, str]:
         ]
         write_evaluation(results, folder, title=f"Evaluation of {config.scene.name}", **about)
     print_summary(results)
-    report = folder / "report.html"
     print(f"report: {report}")
     return {"folder": str(folder), "report": str(report)}
+
+
+def _about(settings: options.Config) -> dict[str, Any]:
+    """What every report says of its run."""
+    return {
+        "config": OmegaConf.to_yaml(OmegaConf.create(dict(settings))),
+        "command": _command("evaluate"),
+        "notes": _notes(settings),
+    }
 
 
 def _notes(config: options.Config) -> dict[str, str]:

@@ -21,10 +21,11 @@ from sensing.errors import ConfigError, FileFormatError, NumericalError
 from sensing.evaluation import SweepResult, evaluate_file, print_summary, run_sweep, write_evaluation
 from sensing.evaluation import runner as runner_module
 from sensing.evaluation.files import concatenate
-from sensing.evaluation.measures import rows
-from sensing.evaluation.statistics import describe, proportion
+from sensing.evaluation.measures import measure, rows
+from sensing.evaluation.statistics import bootstrapped, describe, proportion
 from sensing.evaluation.style import PALETTE, marks
 from sensing.evaluation.tables import write_per_scene, write_results
+from sensing.metrics import nees
 from sensing.simulation import SceneSampler, Simulator, build_deployment
 
 SNR = [0.0, 20.0]
@@ -263,6 +264,99 @@ def test_failed_scenes_are_counted_and_never_converge(simulator: Simulator, tmp_
     assert np.isnan(stored["a/ue_error_m"][0, 1])
     assert stored["a/flags"][0].tolist() == [0, Flag.DIVERGED, 0, 0]
     assert stored["a/converged"].tolist() == [converged.tolist()]
+
+
+def test_coverage_and_nees_of_errors_drawn_from_the_claimed_law() -> None:
+    """Errors drawn from a known covariance are covered as claimed; half the deviation claimed is seen at once."""
+    draw = np.random.default_rng(0)
+    root = draw.standard_normal((3, 3))
+    errors = torch.from_numpy(draw.standard_normal((400, 3)) @ root.T)
+    covariance = torch.from_numpy(root @ root.T)
+    found = {}
+    for name, scale in (("right", 1.0), ("bold", 0.25)):
+        d2 = nees(errors, scale * covariance).numpy() / 3
+        scores = {"ue_error_m": errors.norm(dim=-1).numpy(), "nees_user": d2, "time_s": np.ones(400)}
+        found[name] = {key: value[None] for key, value in scores.items()}
+    values = measure(SweepResult([10.0], list(range(400)), found, num_stations=3))
+    for level in (50, 90, 99):
+        share = values["right", 0, f"covered_{level}_fraction", "mean"]
+        assert share.low <= level / 100 <= share.high
+        assert values["bold", 0, f"covered_{level}_fraction", "mean"].high < level / 100
+    mean = {name: values[name, 0, "nees_user", "mean"].value for name in found}
+    band = [values["right", 0, "nees_user", side].value for side in ("band_low", "band_high")]
+    assert band[0] < mean["right"] < band[1] < mean["bold"]
+    assert mean["bold"] == pytest.approx(4 * mean["right"])
+    # Monte Carlo of the band: the mean of 400 chi-square numbers with 3 degrees of freedom
+    means = draw.chisquare(3, (4000, 400)).mean(1) / 3
+    assert np.mean((means > band[0]) & (means < band[1])) == pytest.approx(0.95, abs=0.02)
+
+
+def test_shares_and_ratios_over_all_and_over_trusted_scenes() -> None:
+    error = np.array([0.1, 0.2, 5.0, np.nan])
+    scores = {
+        "ue_error_m": error,
+        "flags": np.array([0.0, 0.0, 8.0, 1.0]),
+        "nees_user": np.array([1.0, 9.0, 1.0, np.nan]),
+        "channel_nmse_db": np.array([-10.0, -20.0, -10.0, -10.0]),
+        "time_s": np.ones(4),
+    }
+    genie = {"channel_nmse_db": np.array([-13.0, -20.0, -13.0, -13.0]), "time_s": np.ones(4)}
+    found = {"a": scores, "genie_lmmse": genie}
+    bounds = {"peb": {"ue_error_m": np.array([[0.1, 0.1, 1.0, 1.0]])}}
+    result = SweepResult(
+        [10.0], [0, 1, 2, 3], {n: {k: v[None] for k, v in s.items()} for n, s in found.items()}, bounds
+    )
+    values = {key[2:]: value for key, value in measure(result).items() if key[0] == "a"}
+    for metric, wanted, count in (
+        ("below_1m_fraction", 2 / 4, 4),
+        ("below_1m_unflagged_fraction", 1.0, 2),
+        ("covered_90_fraction", 2 / 4, 4),  # a scene without covariance is not covered
+        ("covered_90_unflagged_fraction", 1 / 2, 2),
+        ("converged_fraction", 2 / 4, 4),
+        ("converged_unflagged_fraction", 1.0, 2),
+    ):
+        assert values[metric, "mean"][:1] + values[metric, "mean"][3:] == (wanted, count), metric
+    ratio = values["ue_rmse_over_rms_peb", "ratio"]
+    assert ratio.num_scenes == 3
+    assert ratio.value == pytest.approx(math.sqrt((0.01 + 0.04 + 25) / (0.01 + 0.01 + 1)))
+    gap = values["nmse_gap_to_genie_db", "ratio"]
+    linear = [np.mean(10 ** (s["channel_nmse_db"] / 10)) for s in (scores, genie)]
+    assert gap.value == pytest.approx(10 * math.log10(linear[0] / linear[1]))
+    # paired: whichever scenes are drawn, each contributes 0 or 3 dB
+    assert 0 <= gap.low <= gap.high <= 3.0 + 1e-9
+
+
+def test_intervals_cover_and_ratios_of_equal_samples_have_none() -> None:
+    draw = np.random.default_rng(1)
+    hits = 0
+    for _ in range(100):
+        low, high = describe(draw.standard_normal(80))["mean"][1:3]
+        hits += low < 0 < high
+    assert 85 <= hits <= 100
+    sample = draw.exponential(size=50)
+    (ratio,) = bootstrapped(lambda a, b: (a.mean(-1) / b.mean(-1))[None], 2 * sample, sample)
+    assert ratio[:3] == pytest.approx((2.0, 2.0, 2.0))
+    assert describe(np.array([3.0]))["rms"].value == 3.0
+    assert math.isnan(describe(np.array([3.0]))["rms"].low)
+
+
+def test_scatterer_coverage_counts_located_scatterers(simulator: Simulator) -> None:
+    """Shared scatterers moved by 5 cm are inside a sphere of 10 cm deviation, and outside one of 1 cm."""
+
+    class Claims(TruthPlus):
+        def __call__(self, observation, deployment, paths=None, truth=None) -> Estimate:
+            estimate = super().__call__(observation, deployment, paths, truth)
+            deviation = torch.tensor([0.1, 0.01]).double()[torch.arange(estimate.scatterer_position.shape[1]) % 2]
+            matrix = deviation.square()[:, None, None] * torch.eye(3, dtype=torch.float64)
+            return estimate._replace(scatterer_covariance=matrix.expand(len(estimate.ue_position), -1, 3, 3))
+
+    found = run_sweep(simulator, {"a": Claims()}, {}, [20.0], 4, progress=False)
+    visible = simulator.scenes("test", range(4)).visible
+    shared = (visible.sum(1) >= 2).numpy()
+    wide = shared & (np.arange(shared.shape[1]) % 2 == 0)
+    values = table(found)
+    assert values["a", 20.0, "shared_covered_90_fraction", "mean"][0] == pytest.approx(wide.sum() / shared.sum())
+    assert found.scores["a"]["specific_located"][0].tolist() == (visible.sum(1) == 1).sum(1).tolist()
 
 
 def test_scenes_without_a_finite_bound_count_as_not_converged() -> None:

@@ -1,21 +1,14 @@
 """One HTML file with everything: tables, figures, configuration, versions. It loads nothing from anywhere."""
 
-import base64
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from sensing.data.atomic import atomic_path
 from sensing.evaluation.figures import CAPTIONS
 from sensing.evaluation.measures import rows
+from sensing.evaluation.page import write_page
 from sensing.evaluation.result import SweepResult
 from sensing.evaluation.summary import TABLES, Line, failures, shown, sigma_label, snr_label, table_lines
-
-PACKAGES = ("sensing", "torch", "lightning", "numpy", "scipy", "h5py", "hydra-core", "matplotlib")
 
 
 class Section(NamedTuple):
@@ -49,50 +42,27 @@ def write_report(
     Returns:
         The path.
     """
-    environment = Environment(
-        loader=PackageLoader("sensing.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections = [
         Section(title, [column.head for column in columns], table_lines(results, columns))
         for title, columns in ((title, shown(results, columns)) for title, columns in TABLES.items())
         if columns
     ]
-    text = environment.get_template("report.html").render(
-        title=title,
+    return write_page(
+        path,
+        "report.html",
+        title,
+        _facts(results, command, notes or {}),
+        [(name, file, CAPTIONS.get(name, "")) for name, file in figures.items()],
+        config,
         several=len(results) > 1,
-        facts=_facts(results, command, notes or {}),
         sections=sections,
         bounds=list(results[0].bounds),
         left_out=results[0].left_out,
         cutoff_m=results[0].cutoff_m,
         failed=failures(results),
-        figures=[
-            (name, base64.b64encode(file.read_bytes()).decode("ascii"), CAPTIONS.get(name, ""))
-            for name, file in figures.items()
-        ],
         rows=list(rows(list(results))),
         snr_label=snr_label,
-        config=config,
-        versions={"python": platform.python_version()} | versions(),
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Path(path)
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what the numbers depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _facts(results: Sequence[SweepResult], command: str, notes: Mapping[str, str]) -> dict[str, Any]:
