@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sensing.checks import check_finite, check_shape
 from sensing.errors import ConfigError
+from sensing.waves import plane_waves
 
 
 def upa(num_y: int = 8, num_z: int = 8, spacing: float = 0.5) -> Tensor:
@@ -60,5 +61,4 @@ def response(direction: Tensor, antenna: Tensor, wavelength: Tensor) -> Tensor:
     Returns:
         [* bs ant path] complex, unit modulus.
     """
-    phase = (2.0 * math.pi / wavelength) * (antenna @ direction.mT)
-    return torch.polar(torch.ones_like(phase), phase)
+    return plane_waves(antenna, (2.0 * math.pi / wavelength) * direction)

@@ -45,5 +45,5 @@ def channel_response(paths: Paths, deployment: Deployment, dtype: torch.dtype | 
         [* bs ant sc] complex.
     """
     dtype = paths.gain.dtype if dtype is None else dtype
-    operator = path_operator(paths.delay * SPEED_OF_LIGHT, paths.direction, deployment, paths.mask, dtype)
-    return operator.matvec(paths.gain.to(dtype))
+    operator = path_operator(paths.delay * SPEED_OF_LIGHT, paths.direction, deployment, dtype=dtype)
+    return operator.matvec(torch.where(paths.mask, paths.gain, 0.0).to(dtype))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sensing.errors import ConfigError
 from sensing.units import SPEED_OF_LIGHT
+from sensing.waves import plane_waves
 
 
 def pilot_frequencies(num_subcarriers: int = 1024, spacing_hz: float = 120e3, pilot_step: int = 16) -> Tensor:
@@ -42,5 +43,4 @@ def response(range_m: Tensor, pilot_freq: Tensor) -> Tensor:
     Returns:
         [* sc path] complex, unit modulus.
     """
-    phase = (-2.0 * math.pi / SPEED_OF_LIGHT) * (pilot_freq[:, None] * range_m[..., None, :])
-    return torch.polar(torch.ones_like(phase), phase)
+    return plane_waves(pilot_freq[:, None], (-2.0 * math.pi / SPEED_OF_LIGHT) * range_m[..., None])

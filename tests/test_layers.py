@@ -9,6 +9,7 @@ LAYERS = [
     "units errors",
     "checks",
     "containers",
+    "waves",
     "geometry arrays ofdm",
     "channel operators",
     "simulation fusion bounds",
