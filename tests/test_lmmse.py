@@ -2,9 +2,12 @@
 
 import math
 
+import pytest
 import torch
 
+from sensing.errors import DomainError, ShapeError
 from sensing.inference.lmmse import lmmse, log_evidence
+from sensing.inference.shared_lmmse import shared_lmmse
 
 
 def dense_case(seed=0, rows=12, columns=5):
@@ -68,3 +71,41 @@ def test_coincident_columns_share_their_gain():
     post = lmmse(phi.mH @ phi, (phi.mH @ y[..., None])[..., 0], noise * 1e-5, deviation)
     torch.testing.assert_close(post.mean[:, 0], post.mean[:, 1], rtol=1e-6, atol=1e-9)
     assert torch.isfinite(post.log_evidence).all()
+
+
+def shared_case(rank):
+    generator = torch.Generator().manual_seed(5)
+    factor = torch.randn(6, rank, generator=generator, dtype=torch.complex128)
+    y = torch.randn(2, 3, 6, generator=generator, dtype=torch.complex128)
+    return y, factor @ factor.mH, torch.rand(2, 3, generator=generator, dtype=torch.float64) + 0.01
+
+
+@pytest.mark.parametrize("rank", [6, 2])
+def test_shared_covariance_equals_one_solve_per_observation(rank):
+    y, covariance, noise = shared_case(rank)
+    post = shared_lmmse(y, covariance, noise)
+    for b in range(2):
+        for m in range(3):
+            gain = covariance @ torch.linalg.inv(covariance + noise[b, m] * torch.eye(6, dtype=y.dtype))
+            torch.testing.assert_close(post.mean[b, m], gain @ y[b, m], rtol=0, atol=1e-12)
+            left = (covariance - gain @ covariance).diagonal().real
+            torch.testing.assert_close(post.variance[b, m], left, rtol=0, atol=1e-12)
+
+
+def test_shared_covariance_broadcasts_the_noise():
+    y, covariance, noise = shared_case(6)
+    each = shared_lmmse(y, covariance, noise[:, :1].expand(2, 3))
+    once = shared_lmmse(y, covariance, noise[:, :1])
+    torch.testing.assert_close(once.mean, each.mean)
+    torch.testing.assert_close(once.variance.expand(2, 3, 6), each.variance)
+    assert shared_lmmse(y, covariance, noise[0, 0]).variance.shape == (6,)
+
+
+def test_shared_covariance_refuses_what_does_not_fit():
+    y, covariance, noise = shared_case(6)
+    with pytest.raises(ShapeError, match="covariance"):
+        shared_lmmse(y, covariance[:5, :5], noise)
+    with pytest.raises(DomainError, match="noise_var"):
+        shared_lmmse(y, covariance, 0.0 * noise)
+    with pytest.raises(DomainError, match="y must be finite"):
+        shared_lmmse(y / 0.0, covariance, noise)
