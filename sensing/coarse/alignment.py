@@ -5,7 +5,10 @@ vote for a value x is the log-likelihood ratio of a mixture,
 
     V_qp(x) = sum_h log( 1 + odds * ray_ratio_h * span * N(wrap(difference_h - x); 0, var_h) )
 
-and the stations are aligned one after the other, from several seeds, so that the total vote over all pairs is largest.
+and the stations are aligned one after the other, from several seeds, so that the total vote over all pairs plus the log
+prior of the offsets is largest. Independent N(0, s^2) offsets, known up to a common constant, cost
+`sum_{p<q} wrap(D_p - D_q)^2 / (2 n s^2)` over the n stations aligned: nothing for free clocks, and for clocks that are
+nearly right what tells few true crossings from many accidental ones at low SNR.
 """
 
 from typing import NamedTuple
@@ -42,6 +45,7 @@ def align_stations(
     num_bs: int,
     ambiguity: Tensor,
     span: Tensor,
+    offset_std_m: Tensor | float = torch.inf,
     hypotheses: int = 3,
     seeds: int = 8,
     proposals: int = 32,
@@ -54,6 +58,7 @@ def align_stations(
         num_bs: number of stations.
         ambiguity: [] range ambiguity [m], inf if none.
         span: [] width over which accidental differences spread [m].
+        offset_std_m: [] standard deviation s of the offsets' prior [m].
         hypotheses: distinct solutions returned.
         seeds: pairs of stations and values from which the alignment is grown.
         proposals: best supported values that may join a further station.
@@ -64,10 +69,15 @@ def align_stations(
     """
     batch, size = pairs.mask.shape
     device = pairs.mask.device
+    variance = torch.as_tensor(offset_std_m, dtype=pairs.offset_difference.dtype, device=device).square()
     # how well every pair's own difference is supported by the other pairs of the same two stations
     same = (pairs.station[:, :, None] == pairs.station[:, None, :]).all(-1)
     own = pairs.offset_difference[:, :, None].expand(-1, -1, size)
     support = (_log_vote(own, pairs, span, ambiguity, log_odds) * same).sum(-1)  # [b pair]
+    # a pair's own error counts too, or known clocks (s = 0) would forbid every pair
+    support = support - 0.5 * wrap(pairs.offset_difference, ambiguity).square() / (
+        2.0 * variance + pairs.offset_variance
+    )
     support = torch.where(pairs.mask, support, torch.full_like(support, -torch.inf))
     seeds = min(seeds, size)
     peak_score, peak = _distinct_peaks(support, pairs, same, ambiguity, min(max(proposals, seeds), size))
@@ -81,6 +91,7 @@ def align_stations(
     seed_axis = torch.arange(seeds, device=device)[None, :, None]
     a, b = pairs.station[rows, peak].unbind(-1)  # [b proposal]
     value_ab = pairs.offset_difference[rows, peak][:, None]
+    spread = 2.0 * variance + pairs.offset_variance[rows, peak][:, None]
     proposed = torch.isfinite(peak_score)[:, None]
     aligned = known & torch.isfinite(seed_score)[..., None]
     for _ in range(num_bs - 2):
@@ -92,6 +103,8 @@ def align_stations(
         new = torch.where(known_a, b[:, None, :].expand_as(known_a), a[:, None, :].expand_as(known_a))
         # vote of all pairs between that station and the aligned ones for the proposal, [b seed proposal pair]
         vote = _proposal_votes(proposal, new, offset, known, pairs, span, ambiguity, log_odds)
+        apart = wrap(proposal[..., None] - offset[:, :, None], ambiguity).square() * known[:, :, None]
+        vote = vote - apart.sum(-1) / (spread * (known.sum(-1, keepdim=True) + 1.0))
         vote = torch.where(extends, vote, torch.full_like(vote, -torch.inf))
         best_vote, best = vote.max(-1)
         found = torch.isfinite(best_vote)
@@ -102,7 +115,7 @@ def align_stations(
         known = known | joins
         aligned = aligned | (joins & found[..., None])
     offset = wrap(offset - offset[..., :1], ambiguity)
-    offset, score = _polish(offset, pairs, span, ambiguity, log_odds)
+    offset, score = _polish(offset, pairs, span, ambiguity, log_odds, variance)
     return _best_distinct(offset, score, aligned, ambiguity, hypotheses)
 
 
@@ -147,15 +160,21 @@ def _proposal_votes(
     return torch.where(counts, vote, torch.zeros_like(vote)).sum(-1)
 
 
-def _polish(offset: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, log_odds: float) -> tuple[Tensor, Tensor]:
-    """Weighted least squares of all offsets over the pairs that support them (two reweightings), and the total vote."""
+def _polish(
+    offset: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, log_odds: float, prior_variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted least squares of all offsets over the pairs that support them (two reweightings), and the total score."""
     num_bs = offset.shape[-1]
+    # differences alone are known: the prior's precision is the projector off the common offset, over s^2
+    prior = torch.eye(num_bs, dtype=offset.dtype, device=offset.device) - 1.0 / num_bs
+    prior = prior / prior_variance.clamp_min(pairs.offset_variance.new_tensor(1e-6))
     score = torch.zeros(offset.shape[:-1], dtype=offset.dtype, device=offset.device)
     for sweep in range(3):
         index_a, index_b = (pairs.station[..., side][:, None].expand(-1, offset.shape[1], -1) for side in (0, 1))
         predicted = offset.gather(2, index_a) - offset.gather(2, index_b)
         vote = _log_vote(predicted, pairs, span, ambiguity, log_odds)
-        score = vote.sum(-1)
+        apart = wrap(offset[..., :, None] - offset[..., None, :], ambiguity).square().sum((-2, -1))
+        score = vote.sum(-1) - apart / (4.0 * num_bs * prior_variance.clamp_min(1e-6))
         if sweep == 2:
             break
         # responsibility of the "true pair" component, 1 - exp(-vote)
@@ -172,6 +191,7 @@ def _polish(offset: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, lo
             incidence.expand(*weight.shape, num_bs),
         )
         right = torch.einsum("bsh,bsh,bshi->bsi", weight, residual, incidence.expand(*weight.shape, num_bs))
+        normal, right = normal + prior, right - offset @ prior
         largest = normal.diagonal(dim1=-2, dim2=-1).amax(-1)
         scale = torch.where(largest > 0, largest, torch.ones_like(largest))  # without votes nothing moves
         anchor = torch.zeros(num_bs, num_bs, dtype=offset.dtype, device=offset.device)

@@ -233,6 +233,17 @@ def _finish(ue: Tensor, offset: Tensor, position: Tensor, system: _System) -> So
     return Solution(ue, offset, position, system.cost, reduced, node)
 
 
+def eliminated_system(solution: Solution, data: Measurements, deployment: Deployment) -> tuple[Tensor, Tensor]:
+    """Cost and log determinant of the information over (user, offsets, present scatterers) at a solution, [*] each."""
+    system = _assemble(
+        solution.ue_position, solution.offset_m, solution.position, data, location_prior(deployment), deployment
+    )
+    reduced, _, inverse, _ = _reduce(system, 0.0)
+    present = system.block.diagonal(dim1=-2, dim2=-1).sum(-1) > 0
+    blocks = torch.where(present, -torch.linalg.slogdet(inverse).logabsdet, torch.zeros_like(system.cost)[..., None])
+    return system.cost, torch.linalg.slogdet(reduced).logabsdet + blocks.sum(-1)
+
+
 def differentiable_step(
     data: Measurements, ue: Tensor, offset: Tensor, position: Tensor, deployment: Deployment
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from sensing.coarse.pairs import RayPairs, ray_pairs, region_box, wrap
 from sensing.coarse.repair import fit_fails, take
 from sensing.coarse.user_search import cluster_residuals, search_user
 from sensing.containers import Deployment, PathEstimates, map_tensors
+from sensing.units import SPEED_OF_LIGHT
 
 SINGLE_GATE = 12.0  # squared residual of one cluster's excess (1 degree of freedom) that still counts as agreeing
 REPEAT_M = 0.2  # user modes closer than this [m] are one
@@ -43,7 +44,13 @@ def locate(
     """
     box = region_box(deployment)
     pairs = ray_pairs(paths, deployment, settings.pair_gate)
-    alignment = align_stations(pairs, len(deployment.bs_position), deployment.range_ambiguity, (box[1] - box[0]).norm())
+    alignment = align_stations(
+        pairs,
+        len(deployment.bs_position),
+        deployment.range_ambiguity,
+        (box[1] - box[0]).norm(),
+        SPEED_OF_LIGHT * deployment.clock_offset_std,
+    )
     offset = alignment.offset_m[:, 0]
     clusters = form_clusters(pairs, offset, paths, deployment)
     starts, solutions, worthy = _solve_modes(clusters, offset, paths, weights, deployment, settings.modes)
