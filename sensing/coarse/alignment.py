@@ -116,7 +116,7 @@ def align_stations(
         aligned = aligned | (joins & found[..., None])
     offset = wrap(offset - offset[..., :1], ambiguity)
     offset, score = _polish(offset, pairs, span, ambiguity, log_odds, variance)
-    return _best_distinct(offset, score, aligned, ambiguity, hypotheses)
+    return _best_distinct(offset, score, aligned, pairs, ambiguity, hypotheses)
 
 
 def _distinct_peaks(
@@ -203,15 +203,17 @@ def _polish(
     return offset, score
 
 
-def _best_distinct(offset: Tensor, score: Tensor, aligned: Tensor, ambiguity: Tensor, count: int) -> Alignment:
-    """Sort by vote and keep solutions that differ by more than a thousandth of the largest offset spread."""
+def _best_distinct(
+    offset: Tensor, score: Tensor, aligned: Tensor, pairs: RayPairs, ambiguity: Tensor, count: int
+) -> Alignment:
+    """Sort by score and keep solutions that differ by more than a usual pair's standard deviation."""
     order = score.argsort(dim=-1, descending=True)
     offset = offset.gather(1, order[..., None].expand_as(offset))
     aligned = aligned.gather(1, order[..., None].expand_as(aligned))
     score = score.gather(1, order)
     gap = wrap(offset[:, :, None] - offset[:, None, :], ambiguity).abs().amax(-1)
-    scale = offset.abs().amax((-2, -1))[:, None, None]
-    repeat = (torch.tril(gap < 1e-3 * scale, diagonal=-1)).any(-1)
+    usual = torch.where(pairs.mask, pairs.offset_variance, torch.nan).nanmedian(-1).values.nan_to_num(1.0)
+    repeat = torch.tril(gap <= usual.sqrt()[:, None, None], diagonal=-1).any(-1)
     rank = torch.where(repeat, torch.full_like(score, -torch.inf), score)
     best, chosen = rank.topk(min(count, rank.shape[-1]), dim=-1)
     chosen = torch.where(torch.isfinite(best), chosen, torch.zeros_like(chosen))

@@ -241,7 +241,8 @@ def eliminated_system(solution: Solution, data: Measurements, deployment: Deploy
     reduced, _, inverse, _ = _reduce(system, 0.0)
     present = system.block.diagonal(dim1=-2, dim2=-1).sum(-1) > 0
     blocks = torch.where(present, -torch.linalg.slogdet(inverse).logabsdet, torch.zeros_like(system.cost)[..., None])
-    return system.cost, torch.linalg.slogdet(reduced).logabsdet + blocks.sum(-1)
+    sign, log_det = torch.linalg.slogdet(reduced)
+    return system.cost, torch.where(sign > 0, log_det, torch.full_like(log_det, torch.inf)) + blocks.sum(-1)
 
 
 def differentiable_step(

@@ -18,7 +18,7 @@ from sensing.coarse.least_squares import (
 )
 from sensing.coarse.modes import Settings, locate
 from sensing.coarse.pairs import region_box
-from sensing.coarse.repair import degrees_of_freedom, fit_fails, repair
+from sensing.coarse.repair import degrees_of_freedom, fit_fails
 from sensing.containers import Deployment, Flag, Geometry, PathEstimates, map_tensors
 from sensing.fusion.weights import FusionWeights
 
@@ -47,6 +47,7 @@ class CoarseLocalizer(torch.nn.Module):
     Args:
         fusion: weights with which paths enter the least squares; analytic (all one) when None.
         modes: user modes tried by least squares.
+        alignments: alignments of the stations' clocks that may propose user modes.
         passes: associations with the user known.
         max_repairs: leave-one-out rounds for fits that fail their test.
         pair_gate: chi-square gate of ray pairs.
@@ -56,13 +57,14 @@ class CoarseLocalizer(torch.nn.Module):
         self,
         fusion: FusionWeights | None = None,
         modes: int = 3,
+        alignments: int = 4,
         passes: int = 2,
         max_repairs: int = 3,
         pair_gate: float = 16.0,
     ) -> None:
         super().__init__()
         self.fusion = fusion
-        self.settings, self.max_repairs = Settings(modes, passes, pair_gate), max_repairs
+        self.settings = Settings(modes, passes, pair_gate, alignments, max_repairs)
 
     def forward(self, paths: PathEstimates, deployment: Deployment) -> CoarseLocation:
         """Coarse geometry of every scene.
@@ -78,7 +80,6 @@ class CoarseLocalizer(torch.nn.Module):
         with torch.no_grad():
             weights = None if self.fusion is None else self.fusion(paths)
             path, solution, rival = locate(paths, weights, deployment, self.settings)
-            path, solution = repair(path, solution, paths, weights, deployment, self.max_repairs)
         if self.fusion is not None and torch.is_grad_enabled():
             data = cluster_measurements(path, paths, self.fusion(paths))
             stepped = differentiable_step(data, solution.ue_position, solution.offset_m, solution.position, deployment)

@@ -5,33 +5,46 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sensing.coarse.alignment import align_stations
+from sensing.coarse.alignment import Alignment, align_stations
 from sensing.coarse.clusters import Clusters, KnownUser, form_clusters
+from sensing.coarse.evidence import association_evidence
 from sensing.coarse.least_squares import (
     Measurements,
     Solution,
     cluster_measurements,
     inverse_information,
-    location_prior,
     solve_location,
 )
 from sensing.coarse.pairs import RayPairs, ray_pairs, region_box, wrap
-from sensing.coarse.repair import fit_fails, take
+from sensing.coarse.repair import fit_fails, repair, take
 from sensing.coarse.user_search import cluster_residuals, search_user
 from sensing.containers import Deployment, PathEstimates, map_tensors
 from sensing.units import SPEED_OF_LIGHT
 
 SINGLE_GATE = 12.0  # squared residual of one cluster's excess (1 degree of freedom) that still counts as agreeing
 REPEAT_M = 0.2  # user modes closer than this [m] are one
-HOPELESS = 120.0  # twice the evidence, in nats, that further associations do not make up for
+VOTE_GAP = 12.0  # votes, in nats, by which an alignment may trail the best and still be tried
+HOPELESS = 40.0  # evidence, in nats, that further associations do not make up for
+RIVAL_GAP = 6.0  # evidence, in nats, by which a rival mode may trail
 
 
 class Settings(NamedTuple):
     """How hard to search."""
 
-    modes: int  # user modes tried by least squares
+    modes: int  # user modes tried by least squares for each alignment
     passes: int  # associations repeated with the user known
     pair_gate: float  # chi-square gate of ray pairs
+    alignments: int  # alignments of the stations that are tried
+    repairs: int  # leave-one-out rounds for fits that fail their test
+
+
+class Candidates(NamedTuple):
+    """Solutions under trial, those of all scenes along one axis."""
+
+    place: Tensor  # [n] int64: scene times the candidates of a scene, plus the candidate
+    path: Tensor  # [n cluster bs]
+    solution: Solution  # [n ...]
+    evidence: Tensor  # [n]
 
 
 def locate(
@@ -39,8 +52,8 @@ def locate(
 ) -> tuple[Tensor, Solution, Tensor]:
     """Associate and locate; returns member paths, solution and the way to a rival user mode [b xyz].
 
-    Every mode gathers its own associations, and only then the evidence decides: before, a mode that fits few
-    clusters well may look better than the true one.
+    Every alignment proposes user modes, every mode gathers its own associations and leaves out what spoils its fit, and
+    only then the evidence decides: before, a mode that fits few clusters well may look better than the true one.
     """
     box = region_box(deployment)
     pairs = ray_pairs(paths, deployment, settings.pair_gate)
@@ -50,50 +63,101 @@ def locate(
         deployment.range_ambiguity,
         (box[1] - box[0]).norm(),
         SPEED_OF_LIGHT * deployment.clock_offset_std,
+        settings.alignments,
     )
-    offset = alignment.offset_m[:, 0]
-    clusters = form_clusters(pairs, offset, paths, deployment)
-    starts, solutions, worthy = _solve_modes(clusters, offset, paths, weights, deployment, settings.modes)
-    path, solution, best = _settle(
-        pairs, starts[:, 0], _mode(solutions, 0), paths, weights, deployment, settings.passes
+    first = _first_candidates(pairs, alignment, paths, weights, deployment, settings.modes)
+    num = alignment.score.shape[1] * settings.modes
+    chosen = _promising(first, len(paths.mask), num)
+    scene = chosen.place // num
+    own, own_pairs, own_weights = take(paths, scene), take(pairs, scene), None if weights is None else weights[scene]
+    path, solution = _settle(chosen, own_pairs, own, own_weights, deployment, settings.passes)
+    path, solution = repair(path, solution, own, own_weights, deployment, settings.repairs)
+    return _decide(
+        chosen._replace(path=path, solution=solution, evidence=association_evidence(path, solution, own, deployment)),
+        len(paths.mask),
+        num,
     )
-    evidence, places = [best], [solution.ue_position]
-    for mode in range(1, starts.shape[1]):
-        rows = worthy[:, mode].nonzero().squeeze(-1)
-        if len(rows) == 0:
-            continue
-        sub_weights = None if weights is None else weights[rows]
-        start, sub_paths = take(_mode(solutions, mode), rows), take(paths, rows)
-        settled = _settle(
-            take(pairs, rows), starts[rows, mode], start, sub_paths, sub_weights, deployment, settings.passes
-        )
-        # back to all scenes; those without this mode read row 0 and are masked
-        index = (worthy[:, mode].cumsum(0) - 1).clamp_min(0)
-        other_path, other, trial = settled[0][index], take(settled[1], index), settled[2][index]
-        trial = torch.where(worthy[:, mode], trial, torch.full_like(trial, -torch.inf))
-        path, solution = _merge_solutions(trial > best, other_path, other, path, solution)
-        best = torch.maximum(best, trial)
-        evidence.append(trial)
-        places.append(other.ue_position)
-    away = (torch.stack(places, 1) - solution.ue_position[:, None]).norm(dim=-1)
-    spread = inverse_information(solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0)
-    rival = (away > 6.0 * spread.sqrt()[:, None]) & (torch.stack(evidence, 1) > best[:, None] - SINGLE_GATE)
+
+
+def _first_candidates(
+    pairs: RayPairs,
+    alignment: Alignment,
+    paths: PathEstimates,
+    weights: Tensor | None,
+    deployment: Deployment,
+    modes: int,
+) -> Candidates:
+    """User modes of every plausible alignment, fitted to the clusters that agree with them."""
+    repeat = (alignment.offset_m == alignment.offset_m[:, :1]).all(-1)
+    tried = (alignment.score > alignment.score[:, :1] - VOTE_GAP) & ~repeat
+    tried[:, 0] = True
+    hypothesis = tried.flatten().nonzero().squeeze(-1)
+    scene = hypothesis // tried.shape[1]
+    own, own_weights = take(paths, scene), None if weights is None else weights[scene]
+    offset = alignment.offset_m.flatten(0, 1)[hypothesis]
+    clusters = form_clusters(take(pairs, scene), offset, own, deployment)
+    path, solution = _solve_modes(clusters, offset, own, own_weights, deployment, modes)
+    found = path.shape[1]
+    place = (hypothesis[:, None] * modes + torch.arange(found, device=path.device)).flatten()
+    path, solution = path.flatten(0, 1), Solution(*(field.flatten(0, 1) for field in solution))
+    own = take(own, torch.arange(len(scene), device=path.device).repeat_interleave(found))
+    return Candidates(place, path, solution, association_evidence(path, solution, own, deployment))
+
+
+def _table(values: Tensor, place: Tensor, scenes: int, num: int, fill: float) -> Tensor:
+    """Values [n ...] of candidates as [scene candidate ...]."""
+    table = values.new_full((scenes * num, *values.shape[1:]), fill)
+    return table.index_copy(0, place, values).unflatten(0, (scenes, num))
+
+
+def _promising(candidates: Candidates, scenes: int, num: int) -> Candidates:
+    """Candidates that are no repeats of a better one and not hopeless; the best of every scene in any case."""
+    evidence = _table(candidates.evidence, candidates.place, scenes, num, -torch.inf)
+    state = torch.cat([candidates.solution.ue_position, candidates.solution.offset_m], -1)
+    state = _table(state, candidates.place, scenes, num, torch.nan)
+    best, leader = evidence.max(1)
+    order = evidence.argsort(dim=1, descending=True, stable=True)
+    ranked = state.gather(1, order[..., None].expand_as(state))
+    near = (ranked[:, :, None] - ranked[:, None]).norm(dim=-1) < REPEAT_M
+    repeat = torch.zeros_like(near[..., 0]).scatter(1, order, torch.tril(near, diagonal=-1).any(-1))
+    keep = ~repeat & (evidence > best[:, None] - HOPELESS)
+    keep = keep | torch.nn.functional.one_hot(leader, num).bool()
+    rows = keep.flatten()[candidates.place].nonzero().squeeze(-1)
+    return _pick(candidates, rows)
+
+
+def _pick(candidates: Candidates, rows: Tensor) -> Candidates:
+    """Some of the candidates."""
+    place, path, solution, evidence = candidates
+    return Candidates(place[rows], path[rows], take(solution, rows), evidence[rows])
+
+
+def _decide(candidates: Candidates, scenes: int, num: int) -> tuple[Tensor, Solution, Tensor]:
+    """The best candidate of every scene, and the way to the furthest that fits about as well [b xyz]."""
+    row = _table(torch.arange(len(candidates.place), device=candidates.place.device), candidates.place, scenes, num, 0)
+    evidence = _table(candidates.evidence, candidates.place, scenes, num, -torch.inf)
+    user = _table(candidates.solution.ue_position, candidates.place, scenes, num, 0.0)
+    best, leader = evidence.max(1)
+    chosen = _pick(candidates, row.gather(1, leader[:, None]).squeeze(1))
+    shift = user - chosen.solution.ue_position[:, None]
+    away = shift.norm(dim=-1)
+    spread = inverse_information(chosen.solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0)
+    rival = (away > 6.0 * spread.sqrt()[:, None]) & (evidence > best[:, None] - RIVAL_GAP)
     furthest = (away * rival).argmax(1)
-    rows = torch.arange(len(away), device=away.device)
-    shift = torch.stack(places, 1)[rows, furthest] - solution.ue_position
-    return path, solution, torch.where(rival.any(-1)[:, None], shift, torch.zeros_like(shift))
+    shift = shift[torch.arange(scenes, device=away.device), furthest]
+    return chosen.path, chosen.solution, torch.where(rival.any(-1)[:, None], shift, torch.zeros_like(shift))
 
 
 def _settle(
+    candidates: Candidates,
     pairs: RayPairs,
-    path: Tensor,
-    solution: Solution,
     paths: PathEstimates,
     weights: Tensor | None,
     deployment: Deployment,
     passes: int,
-) -> tuple[Tensor, Solution, Tensor]:
-    """Associate again with the user known, as long as it helps; last comes the log evidence of the result [b]."""
+) -> tuple[Tensor, Solution]:
+    """Associate again with the user known, as long as it helps."""
+    path, solution = candidates.path, candidates.solution
     proper = bool(torch.isfinite(deployment.clock_offset_std))
     for _ in range(passes):
         clusters = _associate_again(pairs, solution, paths, deployment)
@@ -103,11 +167,7 @@ def _settle(
         # a re-association must not break a fit that passes its test
         better = ~trial_fails & (fails | (trial_members >= members)) | (fails & (trial.cost < solution.cost))
         path, solution = _merge_solutions(better, clusters.path, trial, path, solution)
-    evidence = _associate_again(pairs, solution, paths, deployment).log_ratio.sum(-1)
-    prior = location_prior(deployment)
-    state = torch.cat([solution.ue_position, solution.offset_m], -1)
-    evidence = evidence - 0.5 * (prior.precision * (state - prior.mean).square()).sum(-1)
-    return path, solution, torch.nan_to_num(evidence, nan=-torch.inf)
+    return path, solution
 
 
 def _solve_modes(
@@ -117,11 +177,8 @@ def _solve_modes(
     weights: Tensor | None,
     deployment: Deployment,
     most: int,
-) -> tuple[Tensor, Solution, Tensor]:
-    """Least squares from the best user modes, each with the clusters that agree with it: [b mode ...].
-
-    Best first; the last output [b mode] tells which modes are no repeats of a better one and not hopeless.
-    """
+) -> tuple[Tensor, Solution]:
+    """Least squares from the best user modes, each with the clusters that agree with it: [b mode ...]."""
     modes = map_tensors(search_user(clusters, offset, deployment), lambda field: field[:, :most])
     count = modes.ue_position.shape[1]
     squared = cluster_residuals(modes.ue_position, modes.common_offset, clusters, deployment)[0]
@@ -135,15 +192,7 @@ def _solve_modes(
     )
     start = wrap(offset[:, None] + modes.common_offset[..., None], deployment.range_ambiguity)
     position = clusters.position[:, None].expand(-1, count, -1, -1)
-    solution = solve_location(data, modes.ue_position, start, position, deployment)
-    # evidence lost by leaving clusters out counts against a mode
-    lost = (2.0 * clusters.log_ratio[:, None] * (~agrees & clusters.mask[:, None])).sum(-1)
-    score = torch.nan_to_num(solution.cost + lost, nan=torch.inf)
-    rows, order = torch.arange(len(score), device=score.device)[:, None], score.argsort(dim=-1, stable=True)
-    solution, score = Solution(*(field[rows, order] for field in solution)), score[rows, order]
-    gap = (solution.ue_position[:, :, None] - solution.ue_position[:, None]).norm(dim=-1)
-    repeat = torch.tril(gap < REPEAT_M, diagonal=-1).any(-1)
-    return path[rows, order], solution, ~repeat & (score < score[:, :1] + HOPELESS)
+    return path, solve_location(data, modes.ue_position, start, position, deployment)
 
 
 def _associate_again(pairs: RayPairs, solution: Solution, paths: PathEstimates, deployment: Deployment) -> Clusters:
@@ -165,10 +214,6 @@ def _solve(
 ) -> Solution:
     data = cluster_measurements(path, paths, weights)
     return solve_location(data, start.ue_position, start.offset_m, position, deployment)
-
-
-def _mode(solutions: Solution, mode: int) -> Solution:
-    return Solution(*(field[:, mode] for field in solutions))
 
 
 def _merge(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
