@@ -163,7 +163,7 @@ def _proposal_votes(
 def _polish(
     offset: Tensor, pairs: RayPairs, span: Tensor, ambiguity: Tensor, log_odds: float, prior_variance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weighted least squares of all offsets over the pairs that support them (two reweightings), and the total score."""
+    """Weighted least squares of all offsets over the pairs that support them (two reweightings), and the score."""
     num_bs = offset.shape[-1]
     # differences alone are known: the prior's precision is the projector off the common offset, over s^2
     prior = torch.eye(num_bs, dtype=offset.dtype, device=offset.device) - 1.0 / num_bs

@@ -21,8 +21,8 @@ def association_evidence(
         sum_paths (log det W / 2 + log V_path) - cost / 2 - log det H / 2 + log det P / 2
             - 3 (n - K) log(2 pi) / 2 - K log V_region + K log odds
 
-    with P the prior precision of user and offsets, V_path = span * 2 pi and scatterers uniform over the region. Every path
-    counts once: evidence that is summed over clusters, each given the user, would let the paths behind the user's
+    with P the prior precision of user and offsets, V_path = span * 2 pi and scatterers uniform over the region. Every
+    path counts once: evidence that is summed over clusters, each given the user, would let the paths behind the user's
     position vote for it again. -inf where the solution is singular.
 
     Args:
@@ -32,16 +32,15 @@ def association_evidence(
         deployment: stations and priors.
         log_odds: prior log odds of a cluster.
     """
-    prior = location_prior(deployment)
-    data = cluster_measurements(path, paths)
-    cost, log_det = eliminated_system(solution, data, deployment)
     member = path >= 0
     clusters, count = member.any(-1).sum(-1), member.sum((-2, -1))
     box = region_box(deployment)
     span, volume = (box[1] - box[0]).norm(), (box[1] - box[0]).prod()
+    # a flat prior of the clocks has no density: it is taken as wide as the span, like an unrelated path's range
+    precision = location_prior(deployment).precision
+    proper = torch.where(precision > 0, precision, 2.0 * torch.pi / span.square())
+    cost, log_det = eliminated_system(solution, cluster_measurements(path, paths), deployment, proper - precision)
     information = (gather_members(path_log_det(paths), path) * member).sum((-2, -1))
-    # a flat prior of the clocks has no density: it is taken as uniform over the span, as an unrelated path's range is
-    density = torch.maximum(prior.precision, 2.0 * torch.pi / span.square()).log().sum()
-    evidence = 0.5 * (information - cost - log_det + density) + count * torch.log(span * 2.0 * torch.pi)
+    evidence = 0.5 * (information - cost - log_det + proper.log().sum()) + count * torch.log(span * 2.0 * torch.pi)
     evidence = evidence - 1.5 * math.log(2.0 * math.pi) * (count - clusters) + clusters * (log_odds - volume.log())
     return torch.nan_to_num(evidence, nan=-torch.inf, posinf=-torch.inf)

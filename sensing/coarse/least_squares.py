@@ -233,15 +233,24 @@ def _finish(ue: Tensor, offset: Tensor, position: Tensor, system: _System) -> So
     return Solution(ue, offset, position, system.cost, reduced, node)
 
 
-def eliminated_system(solution: Solution, data: Measurements, deployment: Deployment) -> tuple[Tensor, Tensor]:
-    """Cost and log determinant of the information over (user, offsets, present scatterers) at a solution, [*] each."""
+def eliminated_system(
+    solution: Solution, data: Measurements, deployment: Deployment, further: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cost and log determinant of the information over (user, offsets, present scatterers) at a solution, [*] each.
+
+    Args:
+        solution: where to evaluate.
+        data: member paths.
+        deployment: stations and priors.
+        further: [3+bs] precision of user and offsets beyond the prior's.
+    """
     system = _assemble(
         solution.ue_position, solution.offset_m, solution.position, data, location_prior(deployment), deployment
     )
     reduced, _, inverse, _ = _reduce(system, 0.0)
     present = system.block.diagonal(dim1=-2, dim2=-1).sum(-1) > 0
     blocks = torch.where(present, -torch.linalg.slogdet(inverse).logabsdet, torch.zeros_like(system.cost)[..., None])
-    sign, log_det = torch.linalg.slogdet(reduced)
+    sign, log_det = torch.linalg.slogdet(reduced + torch.diag(further))
     return system.cost, torch.where(sign > 0, log_det, torch.full_like(log_det, torch.inf)) + blocks.sum(-1)
 
 
