@@ -27,8 +27,9 @@ def check_evaluation(config: options.Config) -> Path | None:
         "eval",
         {"num_scenes", "snr_db", "sigma_over_bandwidth", "scatterer_cutoff_m", "batch_size", "progress"},
     )
-    _only(config, "data", {"source", "path", "split"})
+    _only(config, "data", {"source", "path", "split", "half"})
     if options.choice(config, "data.source", ["synthetic", "file"]) == "file":
+        options.choice(config, "data.half", [None, "even", "odd"])
         return options.existing_file(config, "data.path")
     options.choice(config, "data.split", ["train", "val", "test", "sample"])
     options.integer(config, "eval.num_scenes", low=1)

@@ -169,7 +169,8 @@ def evaluate(config: DictConfig) -> dict[str, str]:
         "noise": config.noise,
     }
     if path is not None:
-        results = [evaluate_file(path, estimators, front_ends, folder, **common, **about)]
+        half = settings["data"]["half"]
+        results = [evaluate_file(path, estimators, front_ends, folder, half=half, **common, **about)]
     else:
         snr_db, count, cutoff_m = (settings["eval"][key] for key in ("snr_db", "num_scenes", "scatterer_cutoff_m"))
         split = settings["data"]["split"]

@@ -505,6 +505,26 @@ def test_a_file_with_truth_is_scored_and_estimators_without_their_truth_are_left
     }
 
 
+def test_a_half_of_a_file_has_the_results_of_its_scenes(simulator: Simulator, tmp_path: Path) -> None:
+    path = tmp_path / "scenes.h5"
+    export_scenes(simulator, path, "test", range(SCENES), 20.0)
+
+    def run(half: str | None) -> SweepResult:
+        folder = tmp_path / str(half)
+        return evaluate_file(path, {"a": TruthPlus()}, {}, folder, batch_size=2, progress=False, half=half)
+
+    whole, even, odd = run(None), run("even"), run("odd")
+    assert (even.scenes, odd.scenes) == ([0, 2, 4], [1, 3])
+    for part in (even, odd):
+        for quantity in ("channel_nmse_db", "gospa_m", "nees_common"):
+            wanted = whole.scores["a"][quantity][:, part.scenes]
+            np.testing.assert_allclose(part.scores["a"][quantity], wanted, rtol=1e-9)
+    assert [row["scene"] for row in read(tmp_path / "odd" / "estimates.csv")] == ["1", "3"]
+    assert "odd scenes" in (tmp_path / "odd" / "report.html").read_text()
+    with pytest.raises(ConfigError, match="half must be one of"):
+        run("left")
+
+
 def test_a_file_without_truth_gets_estimates_and_a_report(simulator: Simulator, tmp_path: Path) -> None:
     example = simulator.examples("test", range(3), 20.0)
     path = tmp_path / "measured.h5"

@@ -19,6 +19,7 @@ from sensing.evaluation.runner import Runner
 from sensing.evaluation.scores import bound_scores, score
 from sensing.evaluation.sweep import progress_bar
 
+HALVES = {None: slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
 NODE_AXIS = {"scatterer_position": -2, "scatterer_covariance": -3, "scatterer_mask": -1, "support": -1, "gain": -1}
 
 
@@ -35,8 +36,9 @@ def evaluate_file(
     command: str = "",
     notes: Mapping[str, str] | None = None,
     noise: str = "known",
+    half: str | None = None,
 ) -> SweepResult:
-    """Run estimators on every scene of a file; write estimates.csv, estimates.npz and, as for a sweep, the scores.
+    """Run estimators on the scenes of a file; write estimates.csv, estimates.npz and, as for a sweep, the scores.
 
     Args:
         path: observation file.
@@ -51,14 +53,15 @@ def evaluate_file(
         command: the command that made it, for the report.
         notes: further facts for the report, by name.
         noise: the estimators' noise variance, `known` (from the file) or `estimated`.
+        half: `even` or `odd` scenes alone, so that settings can be chosen on one half and reported on the other.
 
     Returns:
         Errors per scene, where the file has the truth.
 
     Raises:
         FileFormatError: the file cannot be read or breaks the schema.
-        ConfigError: no estimator is given, none applies to the file, or the file tells no noise variance that is to be
-            known.
+        ConfigError: no estimator is given, none applies to the file, the half has no scene, or the file tells no noise
+            variance that is to be known.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
@@ -67,8 +70,10 @@ def evaluate_file(
         raise ConfigError(f"noise must be estimated (noise=estimated), because {path} has no noise_var, got {noise!r}")
     deployment = to_device(file.deployment, device)
     example = Example(file.observation) if file.truth is None else file.truth._replace(observation=file.observation)
+    scenes = half_of(len(file.observation.y), half)
+    example = _pick(example, torch.tensor(scenes))
     runner = Runner(estimators, front_ends, deployment, noise)
-    count = len(file.observation.y)
+    count = len(scenes)
     found, bounds = ScoreTable(1, count), ScoreTable(1, count)
     parts: dict[str, list[Estimate]] = {}
     snr = file_snr_db(example)
@@ -88,19 +93,19 @@ def evaluate_file(
             if first == 0:
                 estimates = {name: each.estimate for name, each in results.items()}
                 errors = {name: each["ue_error_m"] for name, each in scores.items() if "ue_error_m" in each}
-                sketch = sketch_scene(deployment, batch, estimates, errors, first, snr)
+                sketch = sketch_scene(deployment, batch, estimates, errors, scenes[columns], snr)
             bar.advance(task, columns.stop - columns.start)
     if not parts:
         raise ConfigError(f"no estimator applies to {path}: {'; '.join(runner.left_out.values())}")
-    write_estimates(folder, file.deployment, {name: concatenate(each) for name, each in parts.items()}, range(count))
+    write_estimates(folder, file.deployment, {name: concatenate(each) for name, each in parts.items()}, scenes)
     result = SweepResult(
         snr_db=[snr],
-        scenes=list(range(count)),
+        scenes=scenes,
         scores=found.values,
         bounds=bounds.values,
         reference={name: getattr(each, "bound", "peb") for name, each in runner.estimators.items()},
         left_out=runner.left_out,
-        split=Path(path).name,
+        split=Path(path).name + (f", {half} scenes" if half else ""),
         sigma_over_bandwidth=float(file.deployment.clock_offset_std * file.deployment.bandwidth),
         num_stations=len(file.deployment.bs_position),
         sketch=sketch,
@@ -110,6 +115,16 @@ def evaluate_file(
         result, folder, title or f"Evaluation of {Path(path).name}", config, command, facts | dict(notes or {})
     )
     return result
+
+
+def half_of(count: int, half: str | None) -> list[int]:
+    """Numbers of all scenes, or of the `even` or `odd` ones; raises ConfigError where there is none."""
+    if half not in HALVES:
+        raise ConfigError(f"half must be one of {list(HALVES)}, got {half!r}")
+    scenes = list(range(count))[HALVES[half]]
+    if not scenes:
+        raise ConfigError(f"half must leave a scene, got {half!r} of a file with {count}")
+    return scenes
 
 
 def file_snr_db(example: Example) -> float | None:
@@ -140,7 +155,7 @@ def concatenate(estimates: list[Estimate]) -> Estimate:
     return Estimate(**fields)  # type: ignore[arg-type]
 
 
-def _pick(example: Example, scenes: slice) -> Example:
+def _pick(example: Example, scenes: slice | Tensor) -> Example:
     return map_tensors(example, lambda tensor: tensor[scenes])
 
 

@@ -1,7 +1,7 @@
 """What an evaluation found: every error of every estimator in every scene, and the bounds beside them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,7 +111,7 @@ def sketch_scene(
     example: Example,
     estimates: dict[str, Estimate],
     errors: dict[str, Tensor],
-    first: int,
+    numbers: Sequence[int],
     snr_db: float | None,
     scene: int | None = None,
 ) -> SceneSketch:
@@ -122,7 +122,7 @@ def sketch_scene(
         example: the batch.
         estimates: of the batch, by estimator.
         errors: user error [scene] of those that have one.
-        first: number of the batch's first scene.
+        numbers: of the batch's scenes.
         snr_db: of the batch.
         scene: which one; the default is one that is typical, with the median error of the first estimator.
     """
@@ -137,4 +137,4 @@ def sketch_scene(
     picked = {name: map_tensors(estimate, pick) for name, estimate in estimates.items()}
     plan = map_tensors(deployment, lambda tensor: tensor.detach().cpu())
     truth = None if example.scene is None else map_tensors(example.scene, pick)
-    return SceneSketch(plan, truth, picked, first + at, snr_db, remark)
+    return SceneSketch(plan, truth, picked, numbers[at], snr_db, remark)

@@ -90,7 +90,7 @@ def run_sweep(
                 if first == 0 and row == map_row:
                     estimates = {name: each.estimate for name, each in results.items()}
                     errors = {name: each["ue_error_m"] for name, each in scores.items() if "ue_error_m" in each}
-                    sketch = sketch_scene(deployment, example, estimates, errors, first, snr, map_scene)
+                    sketch = sketch_scene(deployment, example, estimates, errors, indices, snr, map_scene)
                 bar.advance(task, len(indices))
     return SweepResult(
         snr_db=list(points),
