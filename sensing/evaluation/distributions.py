@@ -133,5 +133,5 @@ def _step(axes: Axes, values: Floats, **style: object) -> None:
     """Empirical distribution; scenes without a finite value count, so that the curve ends below 1."""
     finite = np.sort(values[np.isfinite(values)])
     if finite.size:
-        share = np.arange(1, finite.size + 1) / values.size
-        axes.step(finite, share, where="post", linewidth=1.6, **style)  # type: ignore[arg-type]
+        share = np.arange(finite.size + 1) / values.size
+        axes.step(np.append(finite[0], finite), share, where="post", linewidth=1.6, **style)  # type: ignore[arg-type]

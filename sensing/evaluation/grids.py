@@ -33,10 +33,10 @@ def grid(results: Sequence[SweepResult], metric: str, stat: str, label: str, log
     for at, each in enumerate(axes):
         if few:
             _against_sigma(each, results, at, metric, stat)
-            each.set(title=f"SNR {snr_label(results[0].snr_db[at])}", xlabel="deviation of the clock offsets")
+            each.set(title=f"SNR {snr_label(results[0].snr_db[at])}", xlabel="sigma, deviation of the clock offsets")
         else:
             snr_curves(each, results[at], metric, stat)
-            each.set(title=f"clock offsets of {sigma_label(results[at])}", xlabel="SNR [dB]")
+            each.set(title=f"sigma {sigma_label(results[at])}", xlabel="SNR [dB]")
         each.set_ylabel(label)
         if log:
             log_scale(each, "y")

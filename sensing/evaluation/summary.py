@@ -29,7 +29,7 @@ class Column(NamedTuple):
 
 SUMMARY = (
     Column("median [m]", "ue_error_m", "median", printed=True, interval=True),
-    Column("90 % [m]", "ue_error_m", "p90"),
+    Column("90 % [m]", "ue_error_m", "p90", printed=True),
     Column("rms [m]", "ue_error_m", "rms", printed=True),
     Column("rms/PEB*", "ue_error_over_peb_converged", "rms", printed=True),
     Column("RMSE/rms PEB", "ue_rmse_over_rms_peb", "ratio", printed=True),
