@@ -37,6 +37,10 @@ _PUBLIC = {
     "NompLs": "sensing.baselines",
     "GenieLmmse": "sensing.baselines",
     "IdealSync": "sensing.baselines",
+    "GridOmp": "sensing.baselines",
+    "GridSbl": "sensing.baselines",
+    "CloudGrid": "sensing.baselines",
+    "RegionGrid": "sensing.baselines",
     # bounds and metrics
     "UplinkBound": "sensing.bounds",
     "uplink_bound": "sensing.bounds",
@@ -86,7 +90,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from sensing.arrays import elements, ula, upa
-    from sensing.baselines import GenieLmmse, IdealSync, NompLs, PathLs
+    from sensing.baselines import CloudGrid, GenieLmmse, GridOmp, GridSbl, IdealSync, NompLs, PathLs, RegionGrid
     from sensing.bounds import UplinkBound, uplink_bound, uplink_information
     from sensing.coarse import CoarseLocalizer, PathDetector, estimate_noise_variance
     from sensing.containers import Deployment, Estimate, Example, Flag, Observation, PathEstimates, Scene

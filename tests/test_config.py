@@ -79,7 +79,8 @@ CHOICES = [
     }.items()
     for group in groups
     for option in options_of(group)
-    if not (group == "estimator" and option in ("ideal_sync",))  # refers to `available`, of evaluate.py alone
+    # these refer to `available`, of evaluate.py alone
+    if not (group == "estimator" and option in ("ideal_sync", "omp", "em_sbl"))
 ]
 
 
@@ -136,6 +137,11 @@ def test_yaml_and_python_have_the_same_defaults():
         (classical["localizer"], {k: v for k, v in defaults(CoarseLocalizer).items() if k != "fusion"}),
         (classical["unrolled"], unrolled),
         (evaluate["available"]["paper"]["localizer"], defaults(PaperLocalizer)),
+        *((evaluate["available"][name]["grid"], defaults(CloudGrid)) for name in ("omp", "em_sbl")),
+        *(
+            ({"grid": None, **evaluate["available"][name], "grid": None, "localizer": None}, defaults(kind))
+            for name, kind in (("omp", GridOmp), ("em_sbl", GridSbl))
+        ),
     ):
         written = {key: value for key, value in node.items() if key not in ("_target_", "dtype")}
         assert written == wanted

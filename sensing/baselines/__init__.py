@@ -7,8 +7,22 @@ compared with.
 """
 
 from sensing.baselines.genie import GenieLmmse
+from sensing.baselines.grid_estimators import GridOmp, GridSbl
 from sensing.baselines.ideal_sync import IdealSync, shift_ranges, synchronous
+from sensing.baselines.location_grid import CloudGrid, RegionGrid
 from sensing.baselines.path_ls import NompLs, PathLs
 from sensing.estimator import Detector
 
-__all__ = ["Detector", "GenieLmmse", "IdealSync", "NompLs", "PathLs", "shift_ranges", "synchronous"]
+__all__ = [
+    "CloudGrid",
+    "Detector",
+    "GenieLmmse",
+    "GridOmp",
+    "GridSbl",
+    "IdealSync",
+    "NompLs",
+    "PathLs",
+    "RegionGrid",
+    "shift_ranges",
+    "synchronous",
+]

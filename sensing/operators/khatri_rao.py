@@ -40,6 +40,19 @@ class PathOperator(NamedTuple):
         """`Phi^H Phi`, [* bs path path]."""
         return (self.steering.mH @ self.steering) * (self.delay.mH @ self.delay)
 
+    def energy(self) -> Tensor:
+        """Squared norm of every column, the diagonal of the Gram: [* bs path]."""
+        return self.steering.abs().square().sum(-2) * self.delay.abs().square().sum(-2)
+
+    def gram_row(self, index: Tensor) -> Tensor:
+        """Row `index` [* bs] of the Gram, [* bs path], without the rest of it."""
+
+        def products(factor: Tensor) -> Tensor:
+            column = factor.gather(-1, index[..., None, None].expand(*factor.shape[:-1], 1))
+            return (column.mH @ factor)[..., 0, :]
+
+        return products(self.steering) * products(self.delay)
+
 
 class ExtendedOperator(NamedTuple):
     """Factors of `[phi, d phi/d range, d phi/d t1, d phi/d t2]`, four columns per path."""
