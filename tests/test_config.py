@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from sensing import arrays, ofdm, preflight, runs
+from sensing.baselines import CloudGrid, GridOmp, GridSbl
 from sensing.cli import conf_dir
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.localization import CoarseLocalizer
@@ -139,7 +140,7 @@ def test_yaml_and_python_have_the_same_defaults():
         (evaluate["available"]["paper"]["localizer"], defaults(PaperLocalizer)),
         *((evaluate["available"][name]["grid"], defaults(CloudGrid)) for name in ("omp", "em_sbl")),
         *(
-            ({"grid": None, **evaluate["available"][name], "grid": None, "localizer": None}, defaults(kind))
+            (evaluate["available"][name] | dict.fromkeys(("detector", "grid", "localizer")), defaults(kind))
             for name, kind in (("omp", GridOmp), ("em_sbl", GridSbl))
         ),
     ):

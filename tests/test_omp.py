@@ -53,15 +53,17 @@ def literal(dictionary, y, max_atoms, stop_energy=0.0, stop_peak=0.0, rule="omp"
 )
 def test_equals_the_literal_loop(kind, rule, stop):
     dictionary, y = problem(kind)
-    found = omp(DenseGram(dictionary.mH @ dictionary), y @ dictionary.conj(), y.abs().square().sum(-1), rule=rule, **stop)
+    found = omp(
+        DenseGram(dictionary.mH @ dictionary), y @ dictionary.conj(), y.abs().square().sum(-1), rule=rule, **stop
+    )
     counts = []
     for i in range(BATCH):
         chosen, gain, energy = literal(dictionary, y[i], rule=rule, **stop)
         counts.append(len(chosen))
-        assert found.index[i].tolist() == chosen + [-1] * (found.index.shape[-1] - len(chosen))
+        assert found.column[i].tolist() == chosen + [-1] * (found.column.shape[-1] - len(chosen))
         np.testing.assert_allclose(found.gain[i, : len(chosen)], gain, rtol=1e-9, atol=1e-12)
         assert float(found.residual[i]) == pytest.approx(energy, rel=1e-9)
-    assert max(counts) == found.index.shape[-1]
+    assert max(counts) == found.column.shape[-1]
     assert len(set(counts)) > 1 or "stop_energy" not in stop  # the batch stops at different orders
 
 
@@ -90,7 +92,7 @@ def test_every_observation_may_have_its_own_gram_and_its_own_thresholds(rule):
     for i, (phi, y) in enumerate(problems):
         for j in range(BATCH):
             chosen, gain, _ = literal(phi, y[j], 25, float(threshold[i, j]), rule=rule)
-            assert [g for g in found.index[i, j].tolist() if g >= 0] == chosen
+            assert [g for g in found.column[i, j].tolist() if g >= 0] == chosen
             np.testing.assert_allclose(found.gain[i, j, : len(chosen)], gain, rtol=1e-8, atol=1e-11)
 
 
@@ -100,10 +102,11 @@ def test_dependent_and_empty_columns_are_not_chosen(rule):
     dictionary = torch.cat([dictionary, 3.0 * dictionary, torch.zeros(ROWS, 4, dtype=dictionary.dtype)], -1)
     found = omp_dictionary(dictionary, y, ROWS + 10)
     assert torch.isfinite(torch.view_as_real(found.gain)).all()
-    for row in found.index:
+    for row in found.column:
         columns = [int(g) for g in row if g >= 0]
         # once the chosen columns span everything, nothing is left to choose
-        assert len(columns) <= ROWS and max(columns) < 2 * COLUMNS
+        assert len(columns) <= ROWS
+        assert max(columns) < 2 * COLUMNS
         assert len({g % COLUMNS for g in columns}) == len(columns)
     torch.testing.assert_close(found.scatter(dictionary.shape[-1])[0] @ dictionary.T, y, rtol=1e-7, atol=1e-7)
 
@@ -111,15 +114,18 @@ def test_dependent_and_empty_columns_are_not_chosen(rule):
 def test_nothing_to_explain_gives_nothing():
     dictionary, y = problem()
     found = omp_dictionary(dictionary, 0.0 * y, 5)
-    assert found.index.shape == (BATCH, 0)
+    assert found.column.shape == (BATCH, 0)
     gain, chosen = found.scatter(COLUMNS)
-    assert gain.shape == (BATCH, COLUMNS) and not gain.any() and not chosen.any()
+    assert gain.shape == (BATCH, COLUMNS)
+    assert not gain.any()
+    assert not chosen.any()
 
 
 def test_structured_operator_equals_its_dense_dictionary(tiny):
     generator = torch.Generator().manual_seed(3)
     direction = torch.nn.functional.normalize(
-        tiny.deployment.boresight[:, None, :] + torch.randn(2, 3, 40, 3, generator=generator, dtype=torch.float64), dim=-1
+        tiny.deployment.boresight[:, None, :] + torch.randn(2, 3, 40, 3, generator=generator, dtype=torch.float64),
+        dim=-1,
     )
     range_m = 80 * torch.rand(2, 3, 40, generator=generator, dtype=torch.float64)
     mask = torch.rand(2, 3, 40, generator=generator) < 0.9
@@ -131,11 +137,11 @@ def test_structured_operator_equals_its_dense_dictionary(tiny):
     for i in range(2):
         for q in range(3):
             chosen, gain, _ = literal(dense[i, q], y[i, q].flatten(), 12)
-            assert found.index[i, q].tolist() == chosen
+            assert found.column[i, q].tolist() == chosen
             np.testing.assert_allclose(found.gain[i, q], gain, rtol=1e-8, atol=1e-11)
 
 
 def test_an_unknown_rule_is_refused():
     dictionary, y = problem()
-    with pytest.raises(ConfigError, match="rule must be one of .*got 'mp'"):
+    with pytest.raises(ConfigError, match=r"rule must be one of .*got 'mp'"):
         omp(DenseGram(dictionary.mH @ dictionary), y @ dictionary.conj(), y.abs().square().sum(-1), 3, rule="mp")

@@ -23,7 +23,7 @@ from sensing.containers import Deployment, Estimate, Example, Observation, PathE
 from sensing.errors import ConfigError
 from sensing.estimator import Detector, Localizer, doubtful_covariance
 from sensing.inference.omp import RULES, omp
-from sensing.inference.sbl import UPDATES, sparse_bayes
+from sensing.inference.sbl import Settings, sparse_bayes
 from sensing.operators.khatri_rao import PathOperator
 from sensing.units import SPEED_OF_LIGHT
 
@@ -104,9 +104,9 @@ class GridOmp(GridEstimator):
     Args:
         detector, localizer, grid, name, front_end: as in `GridEstimator`.
         max_atoms: most points of a station (the order, where both thresholds are off).
-        peak: finished when no point explains more energy than so many noise variances; 0: off. ln(points / p) is a false
-            alarm probability of about p per station.
-        residual: finished when the residual's energy is below its expectation plus so many standard deviations; null:
+        peak: finished when no point explains more energy than so many noise variances; 0: off. ln(points / p) is a
+            false alarm probability of about p per station.
+        residual: finished when the residual's energy is below its expectation plus so many standard deviations; None:
             off.
         rule: omp, or ols; see `sensing.inference.omp`.
     """
@@ -117,7 +117,7 @@ class GridOmp(GridEstimator):
         localizer: Localizer | Mapping[str, Any] | None = None,
         grid: LocationGrid | None = None,
         max_atoms: int = 24,
-        peak: float = 10.0,
+        peak: float = 5.0,
         residual: float | None = None,
         rule: str = "omp",
         name: str = "omp",
@@ -177,26 +177,11 @@ class GridSbl(GridEstimator):
         front_end: str = "nomp",
     ) -> None:
         super().__init__(detector, localizer, grid, name, front_end)
-        if update not in UPDATES:
-            raise ConfigError(f"update must be one of {UPDATES}, got {update!r}")
-        if iterations < 1 or min(sparsity, prune, tolerance) < 0:
-            raise ConfigError(
-                "em_sbl needs iterations >= 1 and sparsity, prune, tolerance >= 0, got "
-                f"{iterations}, {sparsity}, {prune}, {tolerance}"
-            )
-        self.settings = {
-            "update": update,
-            "shared": shared,
-            "learn_noise": learn_noise,
-            "sparsity": sparsity,
-            "prune": prune,
-            "iterations": iterations,
-            "tolerance": tolerance,
-        }
+        self.settings = Settings(update, shared, learn_noise, sparsity, prune, iterations, tolerance).validate()
 
     def solve(self, operator: PathOperator, observation: Observation) -> SparseGains:
         """See `GridEstimator.solve`."""
         y, noise_var = observation
         energy, entries = y.abs().square().sum((-2, -1)), y.shape[-2] * y.shape[-1]
-        found = sparse_bayes(operator.gram(), operator.rmatvec(y), energy, noise_var.double(), entries, **self.settings)
+        found = sparse_bayes(operator.gram(), operator.rmatvec(y), energy, noise_var.double(), entries, self.settings)
         return SparseGains(found.mean, found.variance > 0)

@@ -1,10 +1,11 @@
 """Orthogonal matching pursuit on the Gram matrix, batched.
 
 One column at a time: the one that correlates best with the residual, relative to its norm, joins, and all gains are
-fitted again (Pati, Rezaiifar and Krishnaprasad, Asilomar 1993). With `Phi^H y` and the Gram's rows of the chosen columns
-nothing of the length of y is touched after the start (Rubinstein, Zibulevsky and Elad, "Efficient implementation of the
-K-SVD algorithm using batch OMP", Technion CS-2008-08). Here the Cholesky factor of the chosen columns' Gram is kept for
-all columns: with Q an orthonormal basis of the chosen columns, `R = Q^H Phi` and r the residual, column j adds
+fitted again (Pati, Rezaiifar and Krishnaprasad, Asilomar 1993). With `Phi^H y` and the Gram's rows of the chosen
+columns nothing of the length of y is touched after the start (Rubinstein, Zibulevsky and Elad, "Efficient
+implementation of the K-SVD algorithm using batch OMP", Technion CS-2008-08). Here the Cholesky factor of the chosen
+columns' Gram is kept for all columns: with Q an orthonormal basis of the chosen columns, `R = Q^H Phi` and r the
+residual, column j adds
 
     rho^2 = G_jj - sum_i |R_ij|^2,   R_new = (G_j: - sum_i conj(R_ij) R_i:) / rho,   t = (Phi^H r)_j / rho,
     Phi^H r <- Phi^H r - conj(R_new) t,   |r|^2 <- |r|^2 - |t|^2,
@@ -52,19 +53,19 @@ class DenseGram(NamedTuple):
 
 
 class Pursuit(NamedTuple):
-    """Chosen columns in order of choice; slots that were not needed hold index -1 and gain 0."""
+    """Chosen columns in order of choice; slots that were not needed hold column -1 and gain 0."""
 
-    index: Tensor  # [* atom] int64
+    column: Tensor  # [* atom] int64
     gain: Tensor  # [* atom]
     residual: Tensor  # [*] energy that is left, |y - Phi x|^2
 
     def scatter(self, columns: int) -> tuple[Tensor, Tensor]:
         """Gains [* col] of all columns, and which were chosen [* col] bool."""
-        chosen = self.index >= 0
+        chosen = self.column >= 0
         gain = self.gain.new_zeros(*self.gain.shape[:-1], columns)
         return (
-            gain.scatter_add(-1, self.index.clamp_min(0), self.gain),
-            gain.real.scatter_add(-1, self.index.clamp_min(0), chosen.to(gain.real.dtype)) > 0,
+            gain.scatter_add(-1, self.column.clamp_min(0), self.gain),
+            gain.real.scatter_add(-1, self.column.clamp_min(0), chosen.to(gain.real.dtype)) > 0,
         )
 
 

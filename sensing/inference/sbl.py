@@ -43,19 +43,46 @@ class _Posterior(NamedTuple):
     log_evidence: Tensor  # [*]
 
 
+class Settings(NamedTuple):
+    """How the evidence is climbed.
+
+    Args:
+        update: em, mackay or convex.
+        shared: the stations of a scene share the variance of a column.
+        learn_noise: learn the noise variance of every station.
+        sparsity: weight of the hyperprior `p(v) = v^-sparsity`; 0 is flat, 1 has no scale.
+        prune: a column leaves when its variance times its energy falls below this multiple of the noise variance.
+        iterations: most updates.
+        tolerance: finished when the evidence of a scene changes by less [nats].
+    """
+
+    update: str = "convex"
+    shared: bool = False
+    learn_noise: bool = False
+    sparsity: float = 1.0
+    prune: float = 1e-3
+    iterations: int = 100
+    tolerance: float = 0.01
+
+    def validate(self) -> "Settings":
+        """The settings themselves; raises ConfigError for a value that makes no sense."""
+        if self.update not in UPDATES:
+            raise ConfigError(f"update must be one of {UPDATES}, got {self.update!r}")
+        if self.iterations < 1 or not all(value >= 0 for value in (self.sparsity, self.prune, self.tolerance)):
+            raise ConfigError(
+                "sparse Bayesian learning needs iterations >= 1 and sparsity, prune, tolerance >= 0, got "
+                f"{self.iterations}, {self.sparsity}, {self.prune}, {self.tolerance}"
+            )
+        return self
+
+
 def sparse_bayes(
     gram: Tensor,
     matched: Tensor,
     energy: Tensor,
     noise_var: Tensor,
     entries: int,
-    update: str = "convex",
-    shared: bool = False,
-    learn_noise: bool = False,
-    sparsity: float = 1.0,
-    prune: float = 1e-3,
-    iterations: int = 100,
-    tolerance: float = 0.01,
+    settings: Settings | None = None,
 ) -> SparseBayes:
     """Maximise the evidence over the prior variances.
 
@@ -65,22 +92,15 @@ def sparse_bayes(
         energy: [* bs] `|y|^2`.
         noise_var: [* bs]; where the noise is learned, where to start.
         entries: length of y, antennas times pilots.
-        update: em, mackay or convex.
-        shared: the stations of a scene share the variance of a column.
-        learn_noise: learn the noise variance of every station.
-        sparsity: weight of the hyperprior `p(v) = v^-sparsity`; 0 is flat, 1 has no scale.
-        prune: a column leaves when its variance times its energy falls below this multiple of the noise variance.
-        iterations: most updates.
-        tolerance: finished when the evidence of a scene changes by less [nats].
+        settings: the defaults when None.
 
     Returns:
         SparseBayes.
 
     Raises:
-        ConfigError: an unknown update.
+        ConfigError: a setting that makes no sense.
     """
-    if update not in UPDATES:
-        raise ConfigError(f"update must be one of {UPDATES}, got {update!r}")
+    update, shared, learn_noise, sparsity, prune, iterations, tolerance = (settings or Settings()).validate()
     power = gram.diagonal(dim1=-2, dim2=-1).real
     total = power.sum(-1, keepdim=True)
     variance = (energy[..., None] / total.where(total > 0, 1.0)).expand(power.shape) * (power > 0)
@@ -95,8 +115,9 @@ def sparse_bayes(
         if bool(done.all()):
             break
         last, count = posterior.log_evidence, count + (~done).to(count.dtype)
-        new = _updated(variance, posterior, update, shared, sparsity)
-        alive = new * gram.diagonal(dim1=-2, dim2=-1).real >= prune * noise_var[..., None]
+        ceiling = gram.diagonal(dim1=-2, dim2=-1).real / noise_var[..., None]
+        new = _updated(variance, posterior, ceiling, update, shared, sparsity)
+        alive = new * ceiling >= prune
         new = new * (alive.any(-2, keepdim=True) if shared else alive)
         variance = torch.where(done[..., None, None], variance, new)
         if learn_noise:
@@ -113,9 +134,8 @@ def sparse_bayes(
     def whole(values: Tensor) -> Tensor:
         return values.new_zeros(power.shape).scatter(-1, columns, values)
 
-    return SparseBayes(
-        *map(whole, (posterior.mean, variance, posterior.determined)), noise_var, posterior.log_evidence, count
-    )
+    mean, determined = whole(posterior.mean), whole(posterior.determined)
+    return SparseBayes(mean, whole(variance), determined, noise_var, posterior.log_evidence, count)
 
 
 def _posterior(
@@ -135,8 +155,10 @@ def _posterior(
     return _Posterior(mean, determined, evidence.sum(-1))
 
 
-def _updated(variance: Tensor, posterior: _Posterior, update: str, shared: bool, sparsity: float) -> Tensor:
-    """New prior variances [* bs col]; pruned columns stay at zero."""
+def _updated(
+    variance: Tensor, posterior: _Posterior, ceiling: Tensor, update: str, shared: bool, sparsity: float
+) -> Tensor:
+    """New prior variances [* bs col]; pruned columns stay at zero. `ceiling` is |phi|^2 / s2, [* bs col]."""
 
     def pool(values: Tensor) -> Tensor:
         return values.sum(-2, keepdim=True).expand(values.shape) if shared else values
@@ -150,7 +172,10 @@ def _updated(variance: Tensor, posterior: _Posterior, update: str, shared: bool,
         scale = determined + sparsity
         new = energy / scale.where(scale > 0, 1.0)
     else:
-        slope = (determined / variance.where(present, 1.0)).where(determined > 0, torch.inf)
+        # z = phi^H C^-1 phi is at most |phi|^2 / s2, and exactly this where w is lost in rounding
+        most = pool(ceiling)
+        slope = (determined / variance.where(present, 1.0)).minimum(most)
+        slope = slope.where(determined > torch.finfo(variance.dtype).eps * variance.shape[-1], most)
         # the positive root, in the form that loses no digits for small slopes
         new = 2.0 * energy / (sparsity + (sparsity**2 + 4.0 * slope * energy).sqrt()).where(energy > 0, 1.0)
     return new.where(present, 0.0)
@@ -172,5 +197,5 @@ def _learned_noise(
     # below rounding of the energy the misfit is no measurement
     misfit = misfit.clamp_min(0.0) + torch.finfo(misfit.dtype).eps * energy
     if update == "mackay":
-        return misfit / (entries - used).clamp_min(1.0)
+        return misfit / (entries - used).clamp_min(torch.finfo(used.dtype).eps * entries)
     return (misfit + noise_var * used) / entries
