@@ -53,6 +53,17 @@ def check_positive(name: str, tensor: Tensor) -> None:
         raise DomainError(f"{name} must be positive, got {float(tensor.min()):g}")
 
 
+def check_scale(name: str, tensor: Tensor) -> None:
+    """Raise DomainError for amplitudes whose fourth powers leave double precision; zeros are fine."""
+    size = tensor.abs()
+    if bool(((size > 1e50) | ((size < 1e-50) & (size > 0))).any()):
+        extreme = size[size > 0]
+        raise DomainError(
+            f"{name} must have amplitudes from 1e-50 to 1e50 (its unit is free: rescale it with the noise), got "
+            f"{float(extreme.min()):.3g} to {float(extreme.max()):.3g}"
+        )
+
+
 def check_rotation(name: str, rotation: Tensor, tolerance: float = 1e-6) -> None:
     """Raise DomainError unless every [3, 3] matrix is orthonormal with determinant +1."""
     check_shape(name, rotation, "* 3 3")

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from sensing.checks import check_finite, check_increasing, check_positive, check_rotation, check_shape
+from sensing.checks import check_finite, check_increasing, check_positive, check_rotation, check_scale, check_shape
 from sensing.errors import DomainError, ShapeError
 from sensing.units import SPEED_OF_LIGHT
 
@@ -144,8 +144,10 @@ class Observation(NamedTuple):
         check_finite("y", self.y)
         if noise_known and self.noise_var.numel() and bool(self.noise_var.isnan().all()):
             raise DomainError("noise_var must be known (or be estimated: noise=estimated), got NaN throughout")
+        check_scale("y", self.y)
         if noise_known:
             check_positive("noise_var", self.noise_var)
+            check_scale("noise_var", self.noise_var.sqrt())
         return self
 
 
@@ -215,6 +217,9 @@ class Flag:
     SECOND_MODE = 8  # another user position explains the paths about as well
     UNOBSERVABLE = 16  # the information matrix is singular to working precision
     DIVERGED = 32  # the refinement left the region or became non-finite; the coarse solution is returned
+    RANGE_AMBIGUOUS = 64  # too few pilots, or path lengths repeat within the region
+    DIRECTION_AMBIGUOUS = 128  # the antennas form a line or a point
+    OUTSIDE_REGION = 256  # the user lies outside the region or height range that was given
     NAMES: ClassVar[dict[int, str]] = {
         1: "no_paths",
         2: "too_few_shared",
@@ -222,6 +227,9 @@ class Flag:
         8: "second_mode",
         16: "unobservable",
         32: "diverged",
+        64: "range_ambiguous",
+        128: "direction_ambiguous",
+        256: "outside_region",
     }
 
     @classmethod

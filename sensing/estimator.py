@@ -135,13 +135,14 @@ def doubtful_covariance(covariance: Tensor, flags: Tensor, coarse: CoarseLocatio
 
     The information matrix only knows the errors of a right association. A poor fit scales it by the cost per degree of
     freedom; a rival mode d away adds d d^T / 2 (either is as likely); where the solution rests on nothing (no paths,
-    too few shared scatterers, unobservable, diverged) the spread of a uniform law over the user's box is added, to the
-    offsets that over its diagonal.
+    too few shared scatterers, unobservable, diverged, ambiguous path lengths, outside the region) the spread of a
+    uniform law over the user's box is added, to the offsets that over its diagonal.
     """
     box = user_box(deployment)
     extent = (box[1] - box[0]).square() / 12.0
     offsets = len(deployment.bs_position)
     groundless = Flag.NO_PATHS | Flag.TOO_FEW_SHARED | Flag.UNOBSERVABLE | Flag.DIVERGED
+    groundless |= Flag.RANGE_AMBIGUOUS | Flag.OUTSIDE_REGION
     poor = (flags & Flag.POOR_FIT != 0) & (coarse.cost_per_dof > 1.0)
     scale = torch.where(poor, coarse.cost_per_dof, torch.ones_like(coarse.cost_per_dof))
     prior = torch.diag(torch.cat([extent, extent.sum().expand(offsets)]))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sensing.coarse.doubts import deployment_flags, outside_region, valley_end
 from sensing.coarse.least_squares import (
     Solution,
     cluster_measurements,
@@ -80,6 +81,8 @@ class CoarseLocalizer(torch.nn.Module):
         with torch.no_grad():
             weights = None if self.fusion is None else self.fusion(paths)
             path, solution, rival = locate(paths, weights, deployment, self.settings)
+            single = (rival == 0).all(-1, keepdim=True)
+            rival = torch.where(single, valley_end(path, solution, paths, weights, deployment), rival)
         if self.fusion is not None and torch.is_grad_enabled():
             data = cluster_measurements(path, paths, self.fusion(paths))
             stepped = differentiable_step(data, solution.ue_position, solution.offset_m, solution.position, deployment)
@@ -132,9 +135,10 @@ def solution_flags(paths: PathEstimates, path: Tensor, solution: Solution, deplo
         (Flag.TOO_FEW_SHARED, ((path >= 0).sum(-1) >= 2).sum(-1) < 4),
         (Flag.POOR_FIT, fit_fails(solution.cost, path, proper)),
         (Flag.UNOBSERVABLE, _unobservable(solution, deployment)),
+        (Flag.OUTSIDE_REGION, outside_region(solution, deployment)),
     ):
         flags = flags | torch.where(condition, bit, 0)
-    return flags
+    return flags | deployment_flags(deployment)
 
 
 def _unobservable(solution: Solution, deployment: Deployment) -> Tensor:
