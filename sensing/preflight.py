@@ -48,7 +48,8 @@ def check_training(config: options.Config) -> None:
     options.existing_file(config, "ckpt_path", optional=True)
     _check_threads(config)
     options.choice(config, "noise", NOISE)
-    if options.lookup(config, "estimator.unrolled") is None or options.lookup(config, "estimator.name") == "classical":
+    learnable = options.lookup(config, "estimator._target_") == "sensing.estimator.build_estimator"
+    if not learnable or options.lookup(config, "estimator.name") == "classical":
         got = options.lookup(config, "estimator.name") or options.lookup(config, "estimator._target_")
         raise ConfigError(f"estimator must have something to learn (say estimator=unfolded), got {got}, which has not")
     options.choice(config, "objective", OBJECTIVES)

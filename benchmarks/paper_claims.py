@@ -1,0 +1,184 @@
+"""Claims of paper 1 beside what this package measures: association by angles, plain-gradient EM, the clock offsets.
+
+    python -m benchmarks.paper_claims [--only association refinement offsets] [--scenes 64]
+
+prints one table each (all three by default), as in docs/paper1.md. Scenes and noise are seeded; a table takes a minute
+or a few on one core.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sensing import arrays, ofdm
+from sensing.bounds.asynchronous import uplink_bound
+from sensing.coarse import CoarseLocalizer, PathDetector
+from sensing.coarse.cliques import cluster_rays, ray_graph
+from sensing.coarse.paper import PaperLocalizer
+from sensing.containers import Deployment, Example, PathEstimates
+from sensing.estimator import LocationEstimator
+from sensing.geometry import bounce_ranges
+from sensing.inference.starts import perturbed_start
+from sensing.inference.unrolled import Unrolled
+from sensing.paper_estimator import PaperEstimator
+from sensing.simulation import SceneSampler, Simulator, build_deployment
+from sensing.simulation.sampler import scene_generator
+from sensing.units import SPEED_OF_LIGHT
+
+BANDWIDTH = 122.88e6
+BATCH = 16
+
+
+def hall(height: float = 8.0, num_shared: int = 8, offset: float = 1.0, **law: Any) -> Simulator:
+    """The hall of 40 x 40 m with stations at three quarters of its height; the default one is 8 m high."""
+    deployment = build_deployment(
+        [[x, y, 0.75 * height] for x, y in ((0, 0), (40, 0), (40, 40), (0, 40))],
+        arrays.upa(8, 8),
+        ofdm.pilot_frequencies(1024, 120e3, 16),
+        28e9,
+        offset / BANDWIDTH,
+        target=[20, 20, 0.5 * height],
+        region=[[0, 0, 0], [40, 40, height]],
+    )
+    box = [[1, 1, 0.5], [39, 39, height - 0.5]]
+    return Simulator(deployment, SceneSampler([[3, 3, 1], [37, 37, 2]], box, num_shared, 2, **law))
+
+
+def batches(simulator: Simulator, scenes: int, snr_db: float = 10.0) -> Iterator[tuple[range, Example]]:
+    """Test scenes in small batches."""
+    for first in range(0, scenes, BATCH):
+        indices = range(first, min(first + BATCH, scenes))
+        yield indices, simulator.examples("test", indices, snr_db)
+
+
+def origin(paths: PathEstimates, example: Example, deployment: Deployment) -> Tensor:
+    """Scatterer behind every detected path, -1 where there is none within a metre and three degrees, [b bs path]."""
+    scene = example.scene
+    assert scene is not None
+    offset = SPEED_OF_LIGHT * scene.clock_offset
+    length, direction, _, _ = bounce_ranges(scene.scatterer_position, scene.ue_position, deployment.bs_position, offset)
+    period = deployment.range_ambiguity
+    gap = paths.range_m[..., None] - length[..., None, :]
+    gap = (gap - period * torch.round(gap / period)).abs()
+    turn = (paths.direction[..., None, :] - direction[..., None, :, :]).norm(dim=-1)
+    distance = (gap + turn / 0.05).where((gap < 1.0) & (turn < 0.05) & scene.visible[..., None, :], torch.inf)
+    nearest, point = distance.min(-1)
+    return torch.where(nearest.isfinite() & paths.mask, point, -1)
+
+
+def purity(path: Tensor, point: Tensor) -> tuple[int, int]:
+    """False clusters, and all clusters: nodes of several stations whose paths do not stem from one scatterer."""
+    scene = torch.arange(len(path))[:, None, None]
+    station = torch.arange(path.shape[-1])
+    member = path >= 0
+    behind = torch.where(member, point[scene, station, path.clamp_min(0)], -2)
+    first = behind.amax(-1, keepdim=True)
+    shared = member.sum(-1) >= 2
+    pure = ((behind == first) | ~member).all(-1) & (first[..., 0] >= 0)
+    return int((shared & ~pure).sum()), int(shared.sum())
+
+
+def association(scenes: int) -> None:
+    """Share of false clusters against the height of the hall, NOMP paths at 10 dB, threshold 0.3 m."""
+    print(
+        "height [m] | wrong pairs within 0.3 m | false clusters, >= 2 stations | >= 3 stations | with delays, classical"
+    )
+    for height in (4.0, 8.0, 16.0, 32.0, 64.0):
+        simulator, detector, classical = hall(height), PathDetector(), CoarseLocalizer()
+        counts = {name: torch.zeros(2) for name in ("pairs", "two", "three", "classical")}
+        for _, example in batches(simulator, scenes):
+            paths = detector(example.observation, simulator.deployment)
+            point = origin(paths, example, simulator.deployment)
+            graph = ray_graph(paths, simulator.deployment, 0.3)
+            other = ray_graph(paths, simulator.deployment, 1e9)
+            same = (point[:, :, :, None, None] == point[:, None, None]) & (point >= 0)[:, :, :, None, None]
+            counts["pairs"] += torch.tensor([(graph & ~same).sum(), (other & ~same).sum()])
+            for name, views in (("two", 2), ("three", 3)):
+                found = cluster_rays(paths, simulator.deployment, 0.3, views)
+                counts[name] += torch.tensor(purity(found.path, point))
+            counts["classical"] += torch.tensor(purity(classical(paths, simulator.deployment).path, point))
+        shares = [float(false / total) for false, total in counts.values()]
+        print(f"{height:5.0f} | " + " | ".join(f"{share:6.3f}" for share in shares), flush=True)
+
+
+def refinement(scenes: int) -> None:
+    """Error over bound after the EM, from starts four standard deviations of the bound out, 10 dB, six shared."""
+    simulator = hall(num_shared=6)
+    variants: Mapping[str, Unrolled | None] = {
+        "start": None,
+        "gradient, 8 iterations": Unrolled(8, kind="gradient"),
+        "gradient, 8 iterations of 10 steps": Unrolled(8, kind="gradient", ascents=10),
+        "gradient, 40 iterations": Unrolled(40, kind="gradient"),
+        "Gauss-Newton on the same surrogate (missing=0), 8": Unrolled(8, missing=0.0),
+        "Gauss-Newton, classical (missing=0.9), 8": Unrolled(8),
+    }
+    ratio: dict[str, list[Tensor]] = {name: [] for name in variants}
+    deployment = simulator.deployment
+    for indices, example in batches(simulator, scenes):
+        assert example.scene is not None
+        bound = uplink_bound(example.scene, example.observation.noise_var, deployment)
+        rngs = [scene_generator(0, "test", i, 2) for i in indices]
+        start = perturbed_start(example, deployment, bound.covariance, 4.0, 1, rngs)
+        for name, unrolled in variants.items():
+            ue = start.ue_position
+            if unrolled is not None:
+                with torch.no_grad():
+                    ue = unrolled(example.observation, deployment, start).final.geometry.ue_position
+            ratio[name].append((ue - example.scene.ue_position).norm(dim=-1) / peb(bound.covariance))
+    print("M-step | median error / PEB | rms error / PEB | converged (< 3 PEB)")
+    for name, parts in ratio.items():
+        r = torch.cat(parts)
+        print(f"{name} | {r.median():.2f} | {r.square().mean().sqrt():.2f} | {(r < 3).double().mean():.2f}")
+
+
+def peb(covariance: Tensor) -> Tensor:
+    """Position error bound of the user [*] from the covariance of (u, ...)."""
+    return covariance.diagonal(dim1=-2, dim2=-1)[..., :3].sum(-1).sqrt()
+
+
+def offsets(scenes: int) -> None:
+    """User error against the deviation of the clock offsets, 10 dB, NOMP paths for all."""
+    for title, law in (("default hall", {}), ("every shared scatterer seen by all", {"visibility": 1.0})):
+        print(f"{title}\nsigma * B | estimator | median error [m] | rms [m] | converged (< 3 PEB)")
+        for sigma in (0.1, 1.0, 10.0, 100.0):
+            simulator, detector = hall(offset=sigma, **law), PathDetector()
+            estimators: Mapping[str, Any] = {
+                "paper": PaperEstimator(),
+                "paper, offset prior": PaperEstimator(localizer=PaperLocalizer(prior=True)),
+                "classical": LocationEstimator(),
+            }
+            error: dict[str, list[Tensor]] = {name: [] for name in (*estimators, "bound")}
+            for _, example in batches(simulator, scenes):
+                assert example.scene is not None
+                bound = uplink_bound(example.scene, example.observation.noise_var, simulator.deployment)
+                error["bound"].append(peb(bound.covariance))
+                paths = detector(example.observation, simulator.deployment)
+                for name, estimator in estimators.items():
+                    with torch.no_grad():
+                        ue = estimator(example.observation, simulator.deployment, paths).ue_position
+                    error[name].append((ue - example.scene.ue_position).norm(dim=-1))
+            limit = 3.0 * torch.cat(error["bound"])
+            for name, parts in error.items():
+                e = torch.cat(parts)
+                share = "" if name == "bound" else f"{(e < limit).double().mean():.2f}"
+                print(f"{sigma:g} | {name} | {e.median():.3f} | {e.square().mean().sqrt():.3f} | {share}", flush=True)
+
+
+def main() -> None:
+    """Print the tables asked for."""
+    tables = {"association": association, "refinement": refinement, "offsets": offsets}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=tables, default=list(tables), help="tables; all by default")
+    parser.add_argument("--scenes", type=int, default=64)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in args.only:
+        print(f"\n## {name}: {tables[name].__doc__}")
+        tables[name](args.scenes)
+
+
+if __name__ == "__main__":
+    main()
