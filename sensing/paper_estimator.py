@@ -8,6 +8,7 @@ what of the paper this reproduces.
 from torch import Tensor
 
 from sensing.coarse.localization import CoarseLocation
+from sensing.coarse.music import MusicDetector
 from sensing.coarse.paper import PaperLocalizer
 from sensing.containers import Deployment, Observation
 from sensing.errors import ConfigError
@@ -20,7 +21,7 @@ class PaperEstimator(LocationEstimator):
     """The published scheme, out of the pieces of this package.
 
     Args:
-        detector: front end where the caller brings no paths.
+        detector: front end where the caller brings no paths; MUSIC when None.
         localizer: Algorithms 1 and 2 and the private scatterers; the default when None.
         unrolled: EM iterations; plain gradient with backtracking when None.
         neighbours: grid points around each coarse scatterer; 0 is one movable point per scatterer.
@@ -39,14 +40,14 @@ class PaperEstimator(LocationEstimator):
         unrolled: Unrolled | None = None,
         neighbours: int = 0,
         spacing_m: float = 0.3,
-        front_end: str = "nomp",
+        front_end: str = "music",
         name: str = "paper",
     ) -> None:
         neighbourhood(neighbours)
         if not spacing_m > 0:
             raise ConfigError(f"spacing_m must be positive, got {spacing_m}")
         super().__init__(
-            detector,
+            MusicDetector() if detector is None else detector,
             PaperLocalizer() if localizer is None else localizer,
             Unrolled(kind="gradient") if unrolled is None else unrolled,
             name,
