@@ -1,6 +1,6 @@
 """Path-level weighted least squares of user, clock offsets and shared scatterers.
 
-    min  sum_{k,q in k} r_kq^T W_kq r_kq + sum_q (c delta_q)^2 / (c sigma)^2 + height prior,
+    min  sum_{k,q in k} r_kq^T W_kq r_kq + sum_q (c delta_q)^2 / (c sigma)^2 + height prior + walls of the region,
     r_kq = [ ||s_k - b_q|| + ||s_k - u|| + c delta_q - range_q ; (s_k - b_q)/||s_k - b_q|| - direction_q ]
 
 with W the full information of each detected path, so that it is the maximum a posteriori estimate given the detections.
@@ -18,6 +18,7 @@ from sensing.coarse.pairs import region_box, wrap
 from sensing.containers import Deployment, PathEstimates
 from sensing.geometry import bounce_ranges
 from sensing.units import SPEED_OF_LIGHT
+from sensing.walls import beyond, user_walls
 
 
 class Measurements(NamedTuple):
@@ -46,6 +47,7 @@ class _System(NamedTuple):
     gradient: Tensor  # [* n]
     node_gradient: Tensor  # [* cluster 3]
     cost: Tensor  # [*]
+    wall: Tensor  # [* xyz] curvature of the walls, part of `common`
 
 
 class LocationPrior(NamedTuple):
@@ -127,8 +129,12 @@ def _assemble(
     state = torch.cat([ue, offset], -1)
     gradient = torch.cat([torch.einsum("...k,...ki->...i", pull.sum(-1), user), pull.sum(-2)], -1)
     gradient = gradient + prior.precision * (state - prior.mean)
+    distance, wall = beyond(ue, user_walls(deployment))
+    common[..., :3, :3] += torch.diag_embed(wall)
+    gradient[..., :3] += wall * distance
     cost = (residual * weighted_residual).sum((-3, -2, -1)) + (prior.precision * (state - prior.mean).square()).sum(-1)
-    return _System(common, cross, block, gradient, node_gradient, cost)
+    cost = cost + (wall * distance.square()).sum(-1)
+    return _System(common, cross, block, gradient, node_gradient, cost, wall)
 
 
 def _unit_scale(information: Tensor) -> Tensor:
@@ -228,6 +234,8 @@ def _finish(ue: Tensor, offset: Tensor, position: Tensor, system: _System) -> So
     """Information of (user, offsets) and covariance of the scatterers at a solution."""
     reduced, _, inverse, half = _reduce(system, 0.0)
     reduced = 0.5 * (reduced + reduced.mT)
+    # the law of a user at a wall is cut off there, not narrow: the walls tell nothing about the errors
+    reduced[..., :3, :3] -= torch.diag_embed(system.wall)
     covariance = inverse_information(reduced)
     node = inverse + half.mT @ covariance[..., None, :, :] @ half
     return Solution(ue, offset, position, system.cost, reduced, node)

@@ -130,6 +130,7 @@ def _refine(
 ) -> UserModes:
     """Reweighted Gauss-Newton of (u, beta) per mode with the Geman-McClure loss `r^2 / (1 + r^2 / scale^2)`."""
     ue, beta = modes.ue_position, modes.common_offset
+    box = user_box(deployment)
     eye = torch.eye(4, dtype=ue.dtype, device=ue.device)
     prior = 1.0 / (3.0 * user_box(deployment).diff(dim=0).norm()).square()
     for step in range(steps + 1):
@@ -142,7 +143,7 @@ def _refine(
         normal = torch.einsum("bmk,bmki,bmkj->bmij", weight, slope, slope) + prior * eye
         gradient = torch.einsum("bmk,bmki,bmk->bmi", weight, slope, residual)
         delta = -torch.linalg.solve_ex(normal, gradient)[0].nan_to_num().clamp(-5.0, 5.0)
-        ue, beta = ue + delta[..., :3], beta + delta[..., 3]
+        ue, beta = (ue + delta[..., :3]).clamp(box[0], box[1]), beta + delta[..., 3]
     cost = (squared / (1.0 + squared / scale**2) * clusters.mask[:, None]).sum(-1)
     order = cost.argsort(dim=-1)
     rows = torch.arange(len(cost), device=cost.device)[:, None]

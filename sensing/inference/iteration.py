@@ -28,10 +28,12 @@ from sensing.inference.state import (
     Problem,
     State,
     column_operator,
+    log_prior,
     normal_equations,
     objective_at,
     products,
     select,
+    with_walls,
 )
 from sensing.inference.turbo import expectation
 
@@ -237,5 +239,6 @@ class Iteration(nn.Module):
         system = normal_equations(
             geometry, posterior, gram, matched, basis, problem.noise_var * noise_scale, problem, missing
         )
-        objective = posterior.log_evidence + m_step.log_prior(geometry, problem.precision, problem.prior_mean)
+        system = with_walls(system, geometry, problem)
+        objective = posterior.log_evidence + log_prior(geometry, problem)
         return Evaluation(geometry, posterior, system, objective, taper.detach().expand(objective.shape))

@@ -12,6 +12,7 @@ from sensing.inference.linearisation import System, location_jacobian, location_
 from sensing.inference.lmmse import log_evidence
 from sensing.inference.turbo import Expectation, received_power
 from sensing.operators.khatri_rao import PathOperator, extended_operator
+from sensing.walls import Walls, beyond, user_walls
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ class Problem(NamedTuple):
     precision: Tensor  # [theta] of the Gaussian priors
     prior_mean: Tensor  # [theta]
     scales: m_step.Scales
+    walls: Walls  # of the user
     place: Tensor  # [sc] pilots in the band, from -1 to 1
 
 
@@ -67,7 +69,7 @@ def prepare(
         last > first, last - first, torch.ones_like(last)
     )
     scales = m_step.natural_scales(deployment)
-    problem = Problem(observation.y.to(dtype), noise_var, deployment, precision, mean, scales, place)
+    problem = Problem(observation.y.to(dtype), noise_var, deployment, precision, mean, scales, user_walls(deployment), place)
     entries = observation.y.shape[-2] * observation.y.shape[-1]
     energy = observation.y.real.double().square().sum((-2, -1)) + observation.y.imag.double().square().sum((-2, -1))
     count = (geometry.member & geometry.node_mask[..., None, :]).sum(-1) + geometry.free_mask.sum(-1)
@@ -120,7 +122,24 @@ def objective_at(evaluation: Evaluation, taper: Tensor, problem: Problem) -> Ten
     operator = operator._replace(delay=operator.delay * weight[:, None])
     gram, matched = operator.gram(), operator.rmatvec(problem.y.to(torch.complex128) * weight)
     evidence = log_evidence(gram, matched, problem.noise_var, evaluation.expectation.deviation).sum(-1)
-    return evidence + m_step.log_prior(evaluation.geometry, problem.precision, problem.prior_mean)
+    return evidence + log_prior(evaluation.geometry, problem)
+
+
+def log_prior(geometry: Geometry, problem: Problem) -> Tensor:
+    """Log density of the Gaussian priors and the walls up to a constant, [*]."""
+    distance, wall = beyond(geometry.ue_position, problem.walls)
+    gaussian = m_step.log_prior(geometry, problem.precision, problem.prior_mean)
+    return gaussian - 0.5 * (wall * distance.square()).sum(-1)
+
+
+def with_walls(system: System, geometry: Geometry, problem: Problem) -> System:
+    """Add gradient and curvature of the walls: for steps, not for the covariance (a law cut off is not narrow)."""
+    distance, wall = beyond(geometry.ue_position, problem.walls)
+    rest = (0, system.gradient.shape[-1] - 3)
+    return system._replace(
+        gradient=system.gradient - torch.nn.functional.pad(wall * distance, rest),
+        curvature=system.curvature + torch.diag_embed(torch.nn.functional.pad(wall, rest)),
+    )
 
 
 def normal_equations(
