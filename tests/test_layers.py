@@ -10,7 +10,7 @@ LAYERS = [
     "checks",
     "containers",
     "waves",
-    "geometry arrays ofdm",
+    "geometry arrays ofdm walls",
     "channel operators",
     "simulation fusion bounds",
     "coarse",

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sensing.coarse.clusters import Clusters
 from sensing.coarse.pairs import region_box, wrap
 from sensing.containers import Deployment
 from sensing.units import SPEED_OF_LIGHT
+from sensing.walls import beyond, user_walls
 
 
 class UserModes(NamedTuple):
@@ -130,11 +132,12 @@ def _refine(
 ) -> UserModes:
     """Reweighted Gauss-Newton of (u, beta) per mode with the Geman-McClure loss `r^2 / (1 + r^2 / scale^2)`."""
     ue, beta = modes.ue_position, modes.common_offset
-    box = user_box(deployment)
+    walls = user_walls(deployment)
     eye = torch.eye(4, dtype=ue.dtype, device=ue.device)
     prior = 1.0 / (3.0 * user_box(deployment).diff(dim=0).norm()).square()
     for step in range(steps + 1):
         squared, residual, slope, variance = cluster_residuals(ue, beta, clusters, deployment)
+        distance, wall = beyond(ue, walls)
         if step == steps:
             break
         # the width shrinks from the grid's resolution to the statistical one
@@ -142,9 +145,12 @@ def _refine(
         weight = (1.0 + squared / width**2).pow(-2) / variance * clusters.mask[:, None]
         normal = torch.einsum("bmk,bmki,bmkj->bmij", weight, slope, slope) + prior * eye
         gradient = torch.einsum("bmk,bmki,bmk->bmi", weight, slope, residual)
+        normal = normal + torch.diag_embed(pad(wall, (0, 1)))
+        gradient = gradient + pad(wall * distance, (0, 1))
         delta = -torch.linalg.solve_ex(normal, gradient)[0].nan_to_num().clamp(-5.0, 5.0)
-        ue, beta = (ue + delta[..., :3]).clamp(box[0], box[1]), beta + delta[..., 3]
+        ue, beta = ue + delta[..., :3], beta + delta[..., 3]
     cost = (squared / (1.0 + squared / scale**2) * clusters.mask[:, None]).sum(-1)
+    cost = cost + (wall * distance.square()).sum(-1)
     order = cost.argsort(dim=-1)
     rows = torch.arange(len(cost), device=cost.device)[:, None]
     return UserModes(ue[rows, order], beta[rows, order], cost[rows, order])

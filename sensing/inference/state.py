@@ -69,7 +69,9 @@ def prepare(
         last > first, last - first, torch.ones_like(last)
     )
     scales = m_step.natural_scales(deployment)
-    problem = Problem(observation.y.to(dtype), noise_var, deployment, precision, mean, scales, user_walls(deployment), place)
+    problem = Problem(
+        observation.y.to(dtype), noise_var, deployment, precision, mean, scales, user_walls(deployment), place
+    )
     entries = observation.y.shape[-2] * observation.y.shape[-1]
     energy = observation.y.real.double().square().sum((-2, -1)) + observation.y.imag.double().square().sum((-2, -1))
     count = (geometry.member & geometry.node_mask[..., None, :]).sum(-1) + geometry.free_mask.sum(-1)
