@@ -15,7 +15,7 @@ from sensing.channel import channel_response
 from sensing.coarse import MusicDetector
 from sensing.coarse.order import effective_snapshots, model_order
 from sensing.coarse.smoothing import complex_vectors, real_covariance, smoothed_covariance, uniform_grid
-from sensing.coarse.spectrum import grid_power, leading_eigenpairs, music_spectrum, signal_subspace
+from sensing.coarse.spectrum import AngleSpectrum, grid_power, leading_eigenpairs, music_spectrum, signal_subspace
 from sensing.containers import Deployment, Observation, PathEstimates, Paths
 from sensing.errors import ConfigError, DomainError, ShapeError
 from sensing.operators.khatri_rao import extended_operator, path_information
@@ -102,6 +102,40 @@ def test_spectrum_against_the_noise_subspace():
             assert float(spectrum[scene, point]) == pytest.approx(literal, rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["plane", "plane in another order", "line", "volume"])
+@pytest.mark.parametrize("averaged", [False, True])
+def test_angle_spectrum_against_the_noise_subspace(kind, averaged):
+    generator = torch.Generator().manual_seed(8)
+    antenna = {"line": arrays.ula(7), "volume": torch.rand(12, 3, dtype=torch.float64, generator=generator)}.get(
+        kind, arrays.upa(4, 3, spacing=0.45)
+    )
+    if kind == "plane in another order":
+        antenna = antenna[torch.randperm(12, generator=generator)]
+    azimuth = torch.linspace(-1.4, 1.4, 9, dtype=torch.float64)
+    elevation = torch.linspace(-0.9, 0.8, 6, dtype=torch.float64)
+    num = len(antenna)
+    data = torch.randn(2, num, 40, dtype=torch.complex128, generator=generator)
+    data[..., :2] *= 20.0
+    covariance = data @ data.mH / 40
+    if averaged and kind == "volume":
+        with pytest.raises(DomainError, match="antenna_local must"):
+            AngleSpectrum(antenna, azimuth, elevation, forward_backward=True)
+        return
+    spectrum = AngleSpectrum(antenna, azimuth, elevation, forward_backward=averaged)(covariance, 2)
+    assert spectrum.shape == (2, 9, 6)
+    if averaged:  # every element changes places with the one on the other side of the centre
+        other = torch.cdist(antenna, -antenna).argmin(-1)
+        covariance = 0.5 * (covariance + covariance[:, other[:, None], other].conj())
+    for scene in range(2):
+        noise = torch.linalg.eigh(covariance[scene])[1][:, : num - 2]
+        for a, az in enumerate(azimuth.tolist()):
+            for e, el in enumerate(elevation.tolist()):
+                k = torch.tensor([math.cos(el) * math.cos(az), math.cos(el) * math.sin(az), math.sin(el)])
+                response = torch.exp(2j * math.pi * (antenna @ k.double())) / math.sqrt(num)
+                literal = 1.0 / float((noise.mH @ response).abs().square().sum())
+                assert float(spectrum[scene, a, e]) == pytest.approx(literal, rel=1e-6)
+
+
 def test_power_on_the_grid_against_steering_vectors():
     generator = torch.Generator().manual_seed(3)
     subspace = torch.linalg.qr(torch.randn(2, 24, 3, dtype=torch.complex128, generator=generator)).Q
@@ -118,17 +152,20 @@ def test_power_on_the_grid_against_steering_vectors():
 
 
 def test_leading_eigenpairs_are_those_of_the_full_decomposition():
+    """With a gap, with none (then the iteration hands over to the full decomposition), and in a batch of both."""
     generator = torch.Generator().manual_seed(4)
-    cube = torch.randn(3, 20, 6, 6, dtype=torch.complex128, generator=generator)
-    cube[1] += 3.0
-    matrix = real_covariance(smoothed_covariance(cube, (10, 4, 4)))
-    value, vector = leading_eigenpairs(matrix, 6)
-    full = torch.linalg.eigvalsh(matrix).flip(-1)[:, :6]
-    # noise eigenvalues lie close together: the iteration has their values well before their vectors
-    assert torch.allclose(value, full, rtol=0.03)
-    assert value[1, 0] == pytest.approx(float(full[1, 0]), rel=1e-12)
-    assert torch.allclose(vector.mT @ vector, torch.eye(6, dtype=torch.float64).expand(3, 6, 6), atol=1e-12)
-    assert torch.allclose(matrix[1] @ vector[1, :, 0], full[1, 0] * vector[1, :, 0], atol=1e-9)
+    basis = torch.linalg.qr(torch.randn(3, 80, 80, dtype=torch.complex128, generator=generator)).Q
+    value = torch.linspace(0.0, 1.0, 80, dtype=torch.float64).flip(0).repeat(3, 1)
+    value[0, :6] += 100.0
+    value[2, :6] *= 1e3
+    matrix = (basis * value[:, None]) @ basis.mH
+    found, vector = leading_eigenpairs(matrix, 6)
+    assert torch.allclose(found, value[:, :6], rtol=1e-9)
+    assert torch.allclose(matrix @ vector, vector * found[:, None], atol=1e-5)
+    projector = vector @ vector.mH
+    assert torch.allclose(projector, basis[..., :6] @ basis[..., :6].mH, atol=1e-7)
+    alone = leading_eigenpairs(matrix[2], 6)
+    assert torch.allclose(alone[0], found[2], rtol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3, 6])

@@ -114,7 +114,7 @@ class MusicDetector:
         covariance = real_covariance(smoothed_covariance(cube, self.window))
         size = covariance.shape[-1]
         most = min(self.max_paths, size - 1)
-        value, vector = leading_eigenpairs(covariance, most)
+        value, vector = leading_eigenpairs(covariance, most, rounds=2, exact=False)
         order = self._order(value, covariance, grid).clamp(max=most)
         vector = vector * (torch.arange(most, device=vector.device) < order[:, None])[:, None]
         most = max(int(order.max()), 1)

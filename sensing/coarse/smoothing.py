@@ -47,26 +47,39 @@ def uniform_grid(deployment: Deployment) -> UniformGrid:
     Raises:
         DomainError: the array or the pilots are not uniform.
     """
-    position = deployment.antenna_local / deployment.wavelength
-    extent = position.amax(0) - position.amin(0)
-    (_, depth), (index_y, step_y), (index_z, step_z) = (_raster(axis, extent.max()) for axis in position.mT)
-    if depth is None or step_y is None or step_z is None or bool(depth > 0):
-        raise DomainError(
-            "antenna_local must be a uniform grid in the local y-z plane for spatial smoothing, got elements off it"
-        )
-    num_y, num_z = int(index_y.max()) + 1, int(index_z.max()) + 1
-    place = index_y * num_z + index_z
-    if len(place) != num_y * num_z or len(place.unique()) != len(place):
-        raise DomainError(
-            f"antenna_local must fill its {num_y} x {num_z} grid with one element each for spatial smoothing, "
-            f"got {len(place)} elements on {len(place.unique())} of its points"
-        )
+    (num_y, num_z), antenna, (step_y, step_z) = planar_raster(deployment.antenna_local / deployment.wavelength)
     freq = deployment.pilot_freq
     index_f, step_f = _raster(freq, freq[-1] - freq[0])
     if step_f is None or int(index_f.max()) + 1 != len(freq):
         raise DomainError("pilot_freq must be uniformly spaced for frequency smoothing, got uneven steps")
     step = torch.stack([step_f / SPEED_OF_LIGHT, step_y, step_z])
-    return UniformGrid((len(freq), num_y, num_z), place.argsort(), step)
+    return UniformGrid((len(freq), num_y, num_z), antenna, step)
+
+
+def planar_raster(position: Tensor) -> tuple[tuple[int, int], Tensor, tuple[Tensor, Tensor]]:
+    """Rows and columns of elements that fill a rectangular raster in the y-z plane.
+
+    Args:
+        position: [ant xyz], in any order.
+
+    Returns:
+        Numbers along (y, z), the index of the element at (iy, iz) as [y*z], and the steps along (y, z).
+
+    Raises:
+        DomainError: they do not fill one.
+    """
+    extent = position.amax(0) - position.amin(0)
+    (_, depth), (index_y, step_y), (index_z, step_z) = (_raster(axis, extent.max()) for axis in position.mT)
+    if depth is None or step_y is None or step_z is None or bool(depth > 0):
+        raise DomainError("antenna_local must be a uniform grid in the local y-z plane, got elements off it")
+    num_y, num_z = int(index_y.max()) + 1, int(index_z.max()) + 1
+    place = index_y * num_z + index_z
+    if len(place) != num_y * num_z or len(place.unique()) != len(place):
+        raise DomainError(
+            f"antenna_local must fill its {num_y} x {num_z} grid with one element each, "
+            f"got {len(place)} elements on {len(place.unique())} of its points"
+        )
+    return (num_y, num_z), place.argsort(), (step_y, step_z)
 
 
 def _raster(value: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
