@@ -48,12 +48,12 @@ def tangent_basis(direction: Tensor) -> Tensor:
     Without branches, after Duff et al., "Building an orthonormal basis, revisited", JCGT 6(1), 2017.
     """
     x, y, z = direction.unbind(-1)
-    sign = torch.where(z >= 0, torch.ones_like(z), -torch.ones_like(z))
+    sign = 2.0 * (z >= 0).to(z.dtype) - 1.0
     a = -1.0 / (sign + z)
-    b = x * y * a
-    first = torch.stack([1.0 + sign * x * x * a, sign * b, -sign * x], -1)
-    second = torch.stack([b, sign + y * y * a, -y], -1)
-    return torch.stack([first, second], -1)
+    ax, signed_x = a * x, sign * x
+    b = ax * y
+    entries = [1.0 + signed_x * ax, b, sign * b, sign + y * y * a, -signed_x, -y]
+    return torch.stack(entries, -1).unflatten(-1, (3, 2))
 
 
 def bounce_on_ray(direction: Tensor, length: Tensor, bs: Tensor, ue: Tensor) -> tuple[Tensor, Tensor]:
