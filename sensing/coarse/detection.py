@@ -7,7 +7,8 @@ batch advance together and leave it when they finish, so that those still runnin
 masks are needed.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -90,9 +91,8 @@ class PathDetector:
         found = []
         for start in range(0, len(y), _CHUNK):
             chunk = y[start : start + _CHUNK]
-            for index, fit in self._search(chunk, grid, refiner):
-                for kept, final in self._finish(chunk, index, fit, grid, refiner):
-                    found.append((kept + start, final, refiner.covariance(final)))
+            for index, fit in self._finish(chunk, self._search(chunk, grid, refiner), grid, refiner):
+                found.append((index + start, fit, refiner.covariance(fit)))
         return collect_paths(found, sigma, deployment)
 
     def _search(self, y: Tensor, grid: SearchGrid, refiner: Refiner) -> Iterator[Group]:
@@ -119,8 +119,30 @@ class PathDetector:
             fit = refiner.refine(y, refiner.fit(y, range_m, direction), self.newton_steps, self.tolerance)
         yield index, fit
 
-    def _finish(self, y: Tensor, index: Tensor, fit: Fit, grid: SearchGrid, refiner: Refiner) -> Iterator[Group]:
+    def _finish(self, y: Tensor, groups: Iterable[Group], grid: SearchGrid, refiner: Refiner) -> Iterator[Group]:
         """Refine to convergence and undo splits: yield groups of snapshots with their final paths.
+
+        Groups with the most paths come first; snapshots that lose a path join those that had one less from the start.
+        """
+        waiting: defaultdict[int, list[Group]] = defaultdict(list)
+        for group in groups:
+            waiting[group[1].gain.shape[-1]].append(group)
+        while waiting:
+            count = max(waiting)
+            indices, fits = zip(*waiting.pop(count), strict=True)
+            index, fit = torch.cat(indices), Fit(*(torch.cat(field) for field in zip(*fits, strict=True)))
+            index, fit, dropped = self._undo_splits(y, index, fit, grid, refiner)
+            waiting[count - 1].extend(dropped)
+            if not waiting[count - 1]:
+                del waiting[count - 1]
+            if len(index):
+                range_m = fit.range_m if grid.period is None else fit.range_m.remainder(grid.period)
+                yield index, refiner.fit(y[index], range_m, fit.direction)
+
+    def _undo_splits(
+        self, y: Tensor, index: Tensor, fit: Fit, grid: SearchGrid, refiner: Refiner
+    ) -> tuple[Tensor, Fit, list[Group]]:
+        """Snapshots whose paths are all needed, refined; and groups of those that have lost one.
 
         A path that was found while its neighbours were still off may be the remains of theirs. The two weakest paths
         that are insignificant or close to another are each left out on trial; the path is dropped when the others,
@@ -130,6 +152,7 @@ class PathDetector:
         strength = fit.gain.abs().square() / fit.gain_var  # log-likelihood lost without the path, the others kept
         suspect = (_coherence(fit, refiner.local) > _CLOSE) | (strength < grid.threshold)
         ranked, order = strength.where(suspect, torch.inf).sort(-1)
+        groups: list[Group] = []
         for rank in range(min(2, strength.shape[-1] - 1)):
             tried = ranked[:, 0, rank].isfinite()
             if not bool(tried.any()):
@@ -138,12 +161,10 @@ class PathDetector:
             trial = refiner.refine(y[index[tried]], trial, self.trial_steps, self.tolerance)
             dropped = (fit.explained[tried] - trial.explained < grid.threshold).squeeze(-1)
             if bool(dropped.any()):
-                yield from self._finish(y, index[tried][dropped], trial.select(dropped), grid, refiner)
+                groups.append((index[tried][dropped], trial.select(dropped)))
             kept = tried.logical_not().masked_scatter(tried, ~dropped)
             index, fit, ranked, order = index[kept], fit.select(kept), ranked[kept], order[kept]
-        if len(index):
-            range_m = fit.range_m if grid.period is None else fit.range_m.remainder(grid.period)
-            yield index, refiner.fit(y[index], range_m, fit.direction)
+        return index, fit, groups
 
 
 def _without(y: Tensor, fit: Fit, which: Tensor, refiner: Refiner) -> Fit:
