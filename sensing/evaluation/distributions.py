@@ -75,7 +75,7 @@ def calibration(result: SweepResult) -> Figure | None:
     if sweep:
         snr_curves(axes[1], result, "covered_90_fraction", "mean")
         axes[1].axhline(0.9, color="black", linewidth=1, linestyle="--", label="nominal")
-        axes[1].set(ylabel="share of scenes inside the 90 % ellipsoid", xlabel="SNR [dB]")
+        axes[1].set(ylabel="share inside the 90 % ellipsoid", xlabel="SNR [dB]")
         _nees_panel(axes[2], result)
         legend_below(figure, axes[1:])
     return figure
@@ -106,7 +106,7 @@ def _nees_panel(axes: Axes, result: SweepResult) -> None:
         low, high = (np.array([value.value for value in side or ()])[order] for side in sides)
         axes.fill_between(snr_of(result)[order], low, high, color="#bbbbbb", alpha=0.5, label="95 % band")
     axes.axhline(1.0, color="black", linewidth=1, linestyle="--")
-    axes.set(ylabel="NEES of the user per degree of freedom", xlabel="SNR [dB]")
+    axes.set(ylabel="NEES per degree of freedom", xlabel="SNR [dB]")
     log_scale(axes, "y")
 
 

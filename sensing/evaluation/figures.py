@@ -134,6 +134,7 @@ def scatterers_vs_snr(result: SweepResult) -> Figure | None:
     pairs = [(metric, kind, stat) for metric, kind in shown.items() for stat in ("median", "rms")]
     for each, (metric, kind, stat) in zip(axes, pairs, strict=True):
         snr_curves(each, result, metric, stat)
+        each.axhline(result.cutoff_m, color="#999999", linewidth=1, label="error of a missed scatterer")
         each.set(ylabel=f"{stat} {kind} scatterer error [m]")
         log_scale(each, "y")
     return against_snr(figure, axes)

@@ -12,6 +12,7 @@ from sensing.evaluation.result import SceneSketch
 from sensing.evaluation.style import legend_below, marks, panels
 from sensing.evaluation.summary import snr_label
 
+MOST = 4  # estimators on the map, the first ones: more cannot be told apart
 CHI2_95 = 5.9915  # 95 % quantile of the chi-square distribution with 2 degrees of freedom
 
 
@@ -25,7 +26,7 @@ def scene_map(sketch: SceneSketch) -> Figure:
         The figure.
     """
     figure, axes = panels(2, width=6.0, height=5.6)
-    names = [name for name, estimate in sketch.estimates.items() if estimate.ue_position is not None]
+    names = [name for name, estimate in sketch.estimates.items() if estimate.ue_position is not None][:MOST]
     for each in axes:
         _truth(each, sketch)
         for name in names:
