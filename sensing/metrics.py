@@ -180,9 +180,9 @@ def _per_scene(
     """Apply a function to the clipped distances [estimated, true] of each scene; non-finite ones are at the cutoff."""
     distance = _clipped_distance(estimated, estimated_mask, true, true_mask, cutoff)
     batch = distance.shape[:-2]
-    flat = distance.detach().double().reshape(-1, *distance.shape[-2:]).cpu().numpy()
-    rows = estimated_mask.expand(*batch, -1).reshape(len(flat), -1).cpu().numpy()
-    columns = true_mask.expand(*batch, -1).reshape(len(flat), -1).cpu().numpy()
+    flat = distance.detach().double().cpu().numpy().reshape(-1, *distance.shape[-2:])
+    rows = estimated_mask.expand(*batch, -1).cpu().numpy().reshape(len(flat), -1)
+    columns = true_mask.expand(*batch, -1).cpu().numpy().reshape(len(flat), -1)
     values = [function(d[row][:, column]) for d, row, column in zip(flat, rows, columns, strict=True)]
     return torch.tensor(values, dtype=true.dtype, device=true.device).reshape(batch)
 
@@ -196,7 +196,7 @@ def _clipped_distance(
     sizes = check_shape("true", true, "* point xyz", xyz=sizes["xyz"])
     check_shape("true_mask", true_mask, "* point", point=sizes["point"])
     distance = torch.linalg.vector_norm(estimated[..., :, None, :] - true[..., None, :, :], dim=-1)
-    return torch.nan_to_num(distance, nan=cutoff, posinf=cutoff).clamp(max=cutoff)
+    return torch.fmin(distance, distance.new_tensor(cutoff))  # the cutoff where the distance is NaN
 
 
 def converged(error: Tensor, peb: Tensor, factor: float = 3.0) -> Tensor:
