@@ -67,12 +67,12 @@ class ExtendedOperator(NamedTuple):
 
     def rmatvec(self, y: Tensor) -> Tensor:
         """Inner products of the four columns of every path with y: [* bs ant sc] to [* bs path 4]."""
-        ant, path, kinds = self.steering.shape[-3:]
-        left = self.steering.reshape(*self.steering.shape[:-3], ant, path * kinds).mH @ y  # [* bs path*3 sc]
-        left = left.reshape(*left.shape[:-2], path, kinds, left.shape[-1])
-        right = self.delay.conj().movedim(-3, -1)  # [* bs path 2 sc]
-        with_delay = (left * right[..., :1, :]).sum(-1)
-        with_slope = (left[..., :1, :] * right[..., 1:, :]).sum(-1)
+        # pilots first: two products with y per path where antennas first would take three
+        right = y @ self.delay.conj().flatten(-2)  # [* bs ant path*2]
+        right = right.unflatten(-1, (-1, 2))
+        left = self.steering.conj().resolve_conj()
+        with_delay = (left * right[..., :1]).sum(-3)  # [* bs path 3]
+        with_slope = (left[..., :1] * right[..., 1:]).sum(-3)
         return torch.cat([with_delay[..., :1], with_slope, with_delay[..., 1:]], -1)
 
     def gram(self) -> Tensor:
@@ -144,8 +144,7 @@ def extended_operator(
     steering, delay = path_operator(range_m, direction, deployment, mask)
     basis = tangent_basis(direction) if basis is None else basis
     antenna = (2.0 * math.pi / deployment.wavelength) * deployment.antenna_global  # [bs ant xyz]
-    slope = antenna[:, :, None, None, :] @ basis.unsqueeze(-4)  # [* bs ant path 1 2]
-    slope = slope.squeeze(-2)
+    slope = (antenna @ basis.movedim(-2, -3).flatten(-2)).unflatten(-1, (-1, 2))  # [* bs ant path 2]
     steering = torch.cat([steering[..., None], 1j * slope * steering[..., None]], -1)
     rate = (-2.0 * math.pi / SPEED_OF_LIGHT) * deployment.pilot_freq
     delay = torch.stack([delay, 1j * rate[:, None] * delay], -1)
