@@ -15,7 +15,16 @@ from torch import Tensor
 from sensing.containers import Geometry
 from sensing.inference import m_step
 from sensing.inference.linearisation import System
-from sensing.inference.state import Evaluation, Problem, column_operator, normal_equations, pilot_weight, products
+from sensing.inference.state import (
+    Evaluation,
+    Problem,
+    column_operator,
+    log_prior,
+    normal_equations,
+    pilot_weight,
+    products,
+    with_walls,
+)
 from sensing.inference.turbo import Expectation
 
 SUFFICIENT = 1e-4
@@ -41,7 +50,7 @@ def surrogate(geometry: Geometry, posterior: Expectation, problem: Problem, nois
     mean, gram = posterior.mean, operator.gram()
     moment = mean[..., :, None] * mean[..., None, :].conj() + posterior.covariance
     fit = 2.0 * (mean.conj() * matched).real.sum(-1) - (gram * moment.mT).real.sum((-2, -1))
-    return (fit / noise_var).sum(-1) + m_step.log_prior(geometry, problem.precision, problem.prior_mean)
+    return (fit / noise_var).sum(-1) + log_prior(geometry, problem)
 
 
 class _Line(NamedTuple):
@@ -82,6 +91,7 @@ def ascend(
         if round_ > 0:
             gram, matched, basis, _ = products(geometry, problem, taper.reshape(-1)[0])
             system = normal_equations(geometry, posterior, gram, matched, basis, noise_var, problem, 0.0)
+            system = with_walls(system, geometry, problem)
         line = _steepest(geometry, system, problem.scales, steps)
         with torch.no_grad():
             size = _first_size(line, system, problem.scales, first)
