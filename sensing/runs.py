@@ -37,6 +37,10 @@ _SHAPES_THE_SCENE = re.compile(r"(scene\.|array[=.]|ofdm[=.]|detector[=.]|prior[
 """Overrides of train.py that evaluate.py needs too, beside the choice of the scene."""
 
 
+TUNED = ("paper", "music_ls", "nomp_ls", "omp", "em_sbl", "ideal_sync")
+TUNING = "docs/baselines.md and docs/paper1.md"
+
+
 def make(config: Any, key: str, **values: Any) -> Any:
     """Instantiate a node of the configuration.
 
@@ -199,6 +203,9 @@ def _notes(config: options.Config) -> dict[str, str]:
     if "unfolded" in config["estimators"]:
         checkpoint = config["checkpoint"]
         notes["unfolded"] = f"trained, {checkpoint}" if checkpoint else "untrained: no checkpoint was given"
+    tuned = [name for name in TUNED if name in config["estimators"]]
+    if tuned:
+        notes["settings"] = f"of {', '.join(tuned)}: chosen on validation scenes (split val), see {TUNING}"
     return notes
 
 

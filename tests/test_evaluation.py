@@ -166,6 +166,32 @@ def test_results_have_the_documented_columns_and_hand_computed_values(
         assert values["peb_sync", snr, "ue_error_m", "rms"] < values["peb", snr, "ue_error_m", "rms"]
 
 
+def test_every_target_quantity_has_its_interval(result: SweepResult, tmp_path: Path) -> None:
+    found = {
+        (row["metric"], row["statistic"]): row
+        for row in read(write_results([result], tmp_path / "results.csv"))
+        if (row["estimator"], row["snr_db"]) == ("classical", "0")
+    }
+    for key in (
+        ("converged_fraction", "mean"),
+        ("ue_error_over_peb_converged", "rms"),
+        ("ue_rmse_over_rms_peb", "ratio"),
+        ("scatterer_median_over_median_bound", "ratio"),
+        ("nmse_gap_to_genie_db", "ratio"),
+        ("covered_90_fraction", "mean"),
+        ("covered_90_unflagged_fraction", "mean"),
+        ("below_3m_fraction", "mean"),
+        ("ue_error_unflagged_m", "p90"),
+        ("ue_error_m", "median"),
+        ("flagged_fraction", "mean"),
+        ("nees_user", "mean"),
+        ("time_s", "mean"),
+    ):
+        row = {name: float(found[key][name]) for name in ("low", "value", "high")}
+        assert row["low"] <= row["value"] * (1 + 1e-6) + 1e-9, key
+        assert row["value"] <= row["high"] * (1 + 1e-6) + 1e-9, key
+
+
 def test_gospa_of_moved_points_is_that_of_the_shift(result: SweepResult, simulator: Simulator) -> None:
     seen = simulator.scenes("test", range(SCENES)).visible.any(1).sum(1).double()
     wanted = (0.05 * seen.sqrt()).median()

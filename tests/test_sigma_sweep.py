@@ -58,7 +58,9 @@ def test_one_command_writes_all_deviations(tmp_path, capsys):
     assert abs(genie[0] - genie[1]).max() < 3.0
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"nmse", "scene_map"}
     assert "unknown" in capsys.readouterr().out
-    assert "deviation of the clock offsets" in (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert "deviation of the clock offsets" in report
+    assert "of nomp_ls: chosen on validation scenes" in report
 
 
 @pytest.mark.parametrize(
