@@ -17,6 +17,7 @@ from sensing.coarse.peaks import distinct, find_minima
 from sensing.coarse.refinement import Fit, Refiner
 from sensing.coarse.smoothing import (
     UniformGrid,
+    Window,
     check_window,
     complex_vectors,
     real_covariance,
@@ -27,7 +28,8 @@ from sensing.coarse.spectrum import leading_eigenpairs
 from sensing.containers import Deployment, Observation, PathEstimates
 from sensing.errors import ConfigError
 
-_CHUNK = 64  # snapshots smoothed at once: bounds the memory of the covariances
+_CHUNK = 64  # snapshots searched at once
+_SMALL_CHUNK = 4  # covariances formed at once: they stay in the cache
 _UNRESOLVED_RANGE_M = 1e3  # scale of the unknown range where a single pilot says nothing about it
 
 
@@ -111,32 +113,29 @@ class MusicDetector:
         Returns:
             omega [n peak 3], phase steps along (delay, y, z) [rad], and which are paths [n peak] bool.
         """
-        covariance = real_covariance(smoothed_covariance(cube, self.window))
-        size = covariance.shape[-1]
-        most = min(self.max_paths, size - 1)
-        value, vector = leading_eigenpairs(covariance, most, rounds=2, exact=False)
-        order = self._order(value, covariance, grid).clamp(max=most)
-        vector = vector * (torch.arange(most, device=vector.device) < order[:, None])[:, None]
-        most = max(int(order.max()), 1)
-        subspace = complex_vectors(vector[..., :most]).unflatten(1, self.window)
+        parts = [self._subspace(part, grid.shape) for part in cube.split(_SMALL_CHUNK)]
+        vector, order = (torch.cat(part) for part in zip(*parts, strict=True))
+        present = torch.arange(max(int(order.max()), 1), device=order.device) < order[:, None]
+        subspace = complex_vectors(vector[..., : present.shape[-1]] * present[:, None]).unflatten(1, self.window)
         t, y, z = (self.oversampling * width if width > 1 else 1 for width in self.window)
         points = (t, y, z)
         omega, null = find_minima(subspace, order, points, _visible(points, grid), self.steps)
-        valid = torch.arange(omega.shape[1], device=order.device) < order[:, None]
         cell = 2.0 * math.pi / omega.new_tensor(self.window)
-        return omega, distinct(omega, null, valid, cell, self.merge)
+        return omega, distinct(omega, null, present[:, : omega.shape[1]], cell, self.merge)
 
-    def _order(self, value: Tensor, covariance: Tensor, grid: UniformGrid) -> Tensor:
-        """Number of paths of every snapshot, [n]."""
-        if not isinstance(self.order, str):
-            return torch.full_like(value[:, 0], self.order, dtype=torch.long)
+    def _subspace(self, cube: Tensor, shape: Window) -> tuple[Tensor, Tensor]:
+        """Leading vectors of the real covariance [n D max_paths], and how many of them are signal [n]."""
+        covariance = real_covariance(smoothed_covariance(cube, self.window))
         size = covariance.shape[-1]
+        value, vector = leading_eigenpairs(covariance, min(self.max_paths, size - 1), rounds=1, exact=False)
+        if not isinstance(self.order, str):
+            return vector, torch.full_like(value[:, 0], min(self.order, value.shape[-1]), dtype=torch.long)
         trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
         floor = torch.finfo(trace.dtype).eps * trace  # of a noise-free covariance: what rounding leaves of its zeros
         chol = torch.linalg.cholesky(covariance + floor[:, None, None] * torch.eye(size).to(covariance))
         logdet = 2.0 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        snapshots = effective_snapshots(grid.shape, self.window)
-        return model_order(value + floor[:, None], trace + size * floor, logdet, size, snapshots, self.order)
+        snapshots = effective_snapshots(shape, self.window)
+        return vector, model_order(value + floor[:, None], trace + size * floor, logdet, size, snapshots, self.order)
 
 
 def _visible(points: tuple[int, ...], grid: UniformGrid) -> Tensor:

@@ -106,8 +106,8 @@ def smoothed_covariance(cube: Tensor, window: Window) -> Tensor:
     """Average of `x x^H` over all positions of a window.
 
     Elements whose delays are both one pilot further on average the same products but for the first and the last
-    position, `R[i+1, j+1] = R[i, j] + x_T x_T^H - x_0 x_0^H`: only the first block row is summed over all positions,
-    the others follow by two thin products per pair (a tenth of the work of the plain sum).
+    position, `R[i+1, j+1] = R[i, j] + x_T x_T^H - x_0 x_0^H`: only the first block row is summed over all positions, as
+    a correlation along the pilots by FFT; the others follow by thin products. A tenth of the work of the plain sum.
 
     Args:
         cube: [* sc y z] snapshots on a uniform grid.
@@ -125,20 +125,19 @@ def smoothed_covariance(cube: Tensor, window: Window) -> Tensor:
     flat = cube.reshape(-1, *cube.shape[-3:]).unfold(2, window[1], 1).unfold(3, window[2], 1)
     batch, pilots = flat.shape[:2]
     x = flat.reshape(batch, pilots, -1, size)  # [n sc place antenna]
-    conj = x.conj().resolve_conj()
     span = pilots - depth + 1
-    result = x.new_empty(batch, depth, depth, size, size)
-    first = x[:, :span].flatten(1, 2).mT
-    for j in range(depth):
-        result[:, 0, j] = first @ conj[:, j : j + span].flatten(1, 2)
-    result[:, 1:, 0] = result[:, 0, 1:].mH
+    scale = 1.0 / (span * x.shape[2])
+    first = torch.fft.fft(x[:, :span], n=pilots, dim=1).mT @ torch.fft.fft(scale * x, dim=1).conj()
+    first = torch.fft.fft(first, dim=1, norm="forward")[:, :depth]  # lags that do not wrap: [n j antenna antenna]
     head, tail = (x[:, start : start + depth - 1].transpose(1, 2).flatten(2) for start in (0, span))
-    change = tail.mT @ tail.conj() - head.mT @ head.conj()
-    change = change.reshape(batch, depth - 1, size, depth - 1, size).transpose(2, 3)
+    change = torch.cat([tail, -head], 1).mT @ (scale * torch.cat([tail, head], 1)).conj()
+    change = change.reshape(batch, depth - 1, size, depth - 1, size)
+    result = x.new_empty(batch, depth, size, depth, size)
+    result[:, 0] = first.transpose(1, 2)
+    result[:, 1:, :, 0] = first[:, 1:].mH
     for i in range(depth - 1):
-        torch.add(result[:, i, :-1], change[:, i], out=result[:, i + 1, 1:])
-    result = result.transpose(2, 3).reshape(*cube.shape[:-3], depth * size, depth * size)
-    return result / (span * x.shape[2])
+        torch.add(result[:, i, :, :-1], change[:, i], out=result[:, i + 1, :, 1:])
+    return result.reshape(*cube.shape[:-3], depth * size, depth * size)
 
 
 def real_covariance(covariance: Tensor) -> Tensor:
