@@ -47,7 +47,7 @@ class MusicDetector:
 
     def __init__(
         self,
-        window: tuple[int, int, int] = (16, 4, 4),
+        window: tuple[int, int, int] = (24, 4, 4),
         order: str | int = "mdl",
         max_paths: int = 24,
         oversampling: int = 2,

@@ -4,10 +4,9 @@ With D eigenvalues of which the last D - k are noise, `L(k) = N (D - k) log(AM /
 geometric mean; MDL adds `k (2 D - k) log(N) / 2`, AIC `k (2 D - k)` (Wax and Kailath, IEEE TASSP 33(2), 1985). Only the
 leading eigenvalues are needed one by one: the means of the others follow from trace and determinant.
 
-N counts independent snapshots. The windows of one smoothed snapshot overlap and share their noise, but for white noise
-the products that an element of the covariance averages are distinct, so that each off-diagonal element has the variance
-`1 / windows` that independent snapshots would give it, and the noise eigenvalues the same mean square `1 + D / N`. N is
-therefore the number of window positions; backward windows, which lower the spread a little further, are not counted.
+N counts independent snapshots. The windows of one smoothed snapshot overlap and share their noise;
+`effective_snapshots` is the number of independent ones whose sample covariance has noise eigenvalues of the same mean
+square, `1 + D / N`. The largest noise eigenvalue spreads somewhat further than theirs; MDL's penalty covers it.
 """
 
 import math
@@ -21,9 +20,29 @@ from sensing.errors import ConfigError
 CRITERIA = ("mdl", "aic")
 
 
-def effective_snapshots(shape: tuple[int, ...], window: tuple[int, ...]) -> int:
-    """Positions of a window in a snapshot."""
-    return math.prod(size - width + 1 for size, width in zip(shape, window, strict=True))
+def effective_snapshots(shape: tuple[int, ...], window: tuple[int, ...]) -> float:
+    """Independent snapshots behind a forward-backward smoothed covariance of white noise.
+
+    Forward only, the products that an element of R averages over the positions s of the window are distinct, so that
+    `E tr R^2 / D = 1 + D / S` as for S independent snapshots. The backward windows add products of their own save where
+    both meet: `E tr(R J R^* J) / D = 1 + prod_d sum_ij max(0, S_d - |i + j - w_d + 1|) / (S^2 D)`. The forward-backward
+    covariance has the mean of the two.
+
+    Args:
+        shape: samples along every axis.
+        window: sizes w_d of the window.
+
+    Returns:
+        N, between S and 2 S.
+    """
+    ratio, overlap = 1.0, 1.0  # D / S, and its counterpart for the backward windows
+    for size, width in zip(shape, window, strict=True):
+        positions = size - width + 1
+        index = range(width)
+        meetings = sum(max(0, positions - abs(i + j - width + 1)) for i in index for j in index)
+        ratio *= width / positions
+        overlap *= meetings / (positions**2 * width)
+    return math.prod(window) / (0.5 * (ratio + overlap))
 
 
 def model_order(
