@@ -97,12 +97,7 @@ class LocationEstimator(nn.Module):
         Raises:
             ShapeError, DomainError: the observation does not fit the deployment or is not finite.
         """
-        observation.validate(deployment.validate(), noise_known=paths is not None or self.noise == "known")
-        check_shape("y", observation.y, "scene bs ant sc")
-        if len(observation.y) == 0:
-            raise ShapeError("y must hold at least one scene, got none")
-        if len(deployment.pilot_freq) < 2:
-            raise ShapeError("pilot_freq must hold at least two pilots (one tells nothing of the delay), got 1")
+        check_batch(observation, deployment, noise_known=paths is not None or self.noise == "known")
         if paths is None:
             with torch.no_grad():
                 observation, paths = self.detect(observation, deployment)
@@ -128,6 +123,16 @@ class LocationEstimator(nn.Module):
             start = self.unrolled.evaluate_at(observation, deployment, coarse.geometry)
             refined = refined._replace(final=select(lost, start, refined.final))
         return refined, lost
+
+
+def check_batch(observation: Observation, deployment: Deployment, noise_known: bool = True) -> None:
+    """Raise ShapeError or DomainError unless a batch of scenes [b] can be located; see `Observation.validate`."""
+    observation.validate(deployment.validate(), noise_known)
+    check_shape("y", observation.y, "scene bs ant sc")
+    if len(observation.y) == 0:
+        raise ShapeError("y must hold at least one scene, got none")
+    if len(deployment.pilot_freq) < 2:
+        raise ShapeError("pilot_freq must hold at least two pilots (one tells nothing of the delay), got 1")
 
 
 def doubtful_covariance(covariance: Tensor, flags: Tensor, coarse: CoarseLocation, deployment: Deployment) -> Tensor:

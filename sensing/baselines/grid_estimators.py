@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from sensing.baselines.location_grid import CloudGrid, LocationGrid, grid_operator
-from sensing.checks import check_shape
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.least_squares import inverse_information
 from sensing.coarse.localization import CoarseLocalizer
 from sensing.coarse.noise import detect
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
 from sensing.errors import ConfigError
-from sensing.estimator import Detector, Localizer, doubtful_covariance
+from sensing.estimator import Detector, Localizer, check_batch, doubtful_covariance
 from sensing.inference.omp import RULES, omp
 from sensing.inference.sbl import Settings, sparse_bayes
 from sensing.operators.khatri_rao import PathOperator
@@ -74,8 +73,7 @@ class GridEstimator(ABC):
         truth: Example | None = None,
     ) -> Estimate:
         """Channel, and the coarse stage's user, offsets, covariance and flags. One batch axis."""
-        observation.validate(deployment.validate())
-        check_shape("y", observation.y, "scene bs ant sc")
+        check_batch(observation, deployment)
         if paths is None:
             observation, paths = detect(observation, deployment, self.detector)
         coarse = self.localizer(paths, deployment)
@@ -117,7 +115,7 @@ class GridOmp(GridEstimator):
         localizer: Localizer | Mapping[str, Any] | None = None,
         grid: LocationGrid | None = None,
         max_atoms: int = 24,
-        peak: float = 5.0,
+        peak: float = 3.0,
         residual: float | None = None,
         rule: str = "omp",
         name: str = "omp",
@@ -150,6 +148,9 @@ class GridOmp(GridEstimator):
 class GridSbl(GridEstimator):
     """Sparse Bayesian learning with one variance per point.
 
+    A station sees a point when the data determine more than half of its gain: for a point by itself, when it explains
+    more energy than the noise does. The channel is made of all gains.
+
     Args:
         detector, localizer, grid, name, front_end: as in `GridEstimator`.
         update: em, mackay or convex; see `sensing.inference.sbl`.
@@ -166,12 +167,12 @@ class GridSbl(GridEstimator):
         detector: Detector | None = None,
         localizer: Localizer | Mapping[str, Any] | None = None,
         grid: LocationGrid | None = None,
-        update: str = "convex",
+        update: str = "em",
         shared: bool = False,
         learn_noise: bool = False,
         sparsity: float = 1.0,
         prune: float = 1e-3,
-        iterations: int = 100,
+        iterations: int = 30,
         tolerance: float = 0.01,
         name: str = "em_sbl",
         front_end: str = "nomp",
@@ -184,4 +185,4 @@ class GridSbl(GridEstimator):
         y, noise_var = observation
         energy, entries = y.abs().square().sum((-2, -1)), y.shape[-2] * y.shape[-1]
         found = sparse_bayes(operator.gram(), operator.rmatvec(y), energy, noise_var.double(), entries, self.settings)
-        return SparseGains(found.mean, found.variance > 0)
+        return SparseGains(found.mean, found.determined > 0.5)

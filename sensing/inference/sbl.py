@@ -56,12 +56,12 @@ class Settings(NamedTuple):
         tolerance: finished when the evidence of a scene changes by less [nats].
     """
 
-    update: str = "convex"
+    update: str = "em"
     shared: bool = False
     learn_noise: bool = False
     sparsity: float = 1.0
     prune: float = 1e-3
-    iterations: int = 100
+    iterations: int = 30
     tolerance: float = 0.01
 
     def validate(self) -> "Settings":
