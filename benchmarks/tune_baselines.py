@@ -76,11 +76,8 @@ ESTIMATORS: dict[str, tuple[Callable[..., Any], list[Trial]]] = {
     "music_ls": (
         music_ls,
         [
-            *(
-                Trial({"window": window, "order": "mdl"})
-                for window in ((16, 4, 4), (16, 5, 5), (24, 5, 5), (32, 5, 5), (24, 6, 6))
-            ),
-            Trial({"window": (24, 5, 5), "order": "aic"}),
+            *(Trial({"window": window, "order": "mdl"}) for window in ((16, 4, 4), (24, 4, 4), (24, 5, 5), (32, 5, 5))),
+            *(Trial({"window": window, "order": "aic"}) for window in ((24, 4, 4), (24, 5, 5))),
         ],
     ),
     "omp": (
