@@ -110,10 +110,11 @@ def match_scatterers(estimated: Tensor, estimated_mask: Tensor, true: Tensor, vi
     seen = visible.any(-2)
     distance = _clipped_distance(estimated, estimated_mask, true, seen, cutoff)
     index = torch.full(distance.shape[:-2] + distance.shape[-1:], -1, dtype=torch.int64)
-    nodes = estimated_mask.expand(distance.shape[:-1]).reshape(-1, distance.shape[-2]).cpu().numpy()
-    points = seen.expand(index.shape).reshape(-1, distance.shape[-1]).cpu().numpy()
-    flat = distance.detach().double().reshape(-1, *distance.shape[-2:]).cpu().numpy()
-    for out, d, node, point in zip(index.view(-1, index.shape[-1]), flat, nodes, points, strict=True):
+    count = distance.shape[:-2].numel()
+    nodes = estimated_mask.expand(distance.shape[:-1]).reshape(count, distance.shape[-2]).cpu().numpy()
+    points = seen.expand(index.shape).reshape(count, distance.shape[-1]).cpu().numpy()
+    flat = distance.detach().double().reshape(count, *distance.shape[-2:]).cpu().numpy()
+    for out, d, node, point in zip(index.view(count, distance.shape[-1]), flat, nodes, points, strict=True):
         rows, columns = np.flatnonzero(node), np.flatnonzero(point)
         left, right = linear_sum_assignment(d[np.ix_(rows, columns)] ** 2)
         near = d[rows[left], columns[right]] < cutoff
@@ -121,10 +122,12 @@ def match_scatterers(estimated: Tensor, estimated_mask: Tensor, true: Tensor, vi
     return index.to(true.device)
 
 
-def matched_error(index: Tensor, estimated: Tensor, true: Tensor) -> Tensor:
-    """Vector from each true point to the estimate that `match_scatterers` gave it, [* point xyz]; NaN without one."""
-    found = estimated.gather(-2, index.clamp_min(0)[..., None].expand(*index.shape, 3)) - true
-    return torch.where((index >= 0)[..., None], found, torch.nan)
+def of_matched(index: Tensor, values: Tensor) -> Tensor:
+    """What belongs to the estimate that `match_scatterers` gave each point, [* node ...] to [* point ...], else NaN."""
+    axis, tail = index.ndim - 1, values.shape[index.ndim :]
+    nothing = values.new_full((*values.shape[:axis], 1, *tail), torch.nan)
+    place = torch.where(index < 0, values.shape[axis], index).view(*index.shape, *[1] * len(tail))
+    return torch.cat([values, nothing], axis).gather(axis, place.expand(*index.shape, *tail))
 
 
 def scatterer_error(
@@ -133,7 +136,7 @@ def scatterer_error(
     """Position error of the scatterers of a scene, one without an estimate nearer than the cutoff at the cutoff.
 
     Args:
-        error: [* point xyz] of `matched_error`, NaN for a missed scatterer [m].
+        error: [* point xyz] estimate less truth, NaN for a missed scatterer [m].
         visible: [* bs point] bool.
         cutoff: error of a missed scatterer [m].
         statistic: `rms` or `median` over the scatterers of a scene.
@@ -180,9 +183,9 @@ def _per_scene(
     """Apply a function to the clipped distances [estimated, true] of each scene; non-finite ones are at the cutoff."""
     distance = _clipped_distance(estimated, estimated_mask, true, true_mask, cutoff)
     batch = distance.shape[:-2]
-    flat = distance.detach().double().cpu().numpy().reshape(-1, *distance.shape[-2:])
-    rows = estimated_mask.expand(*batch, -1).cpu().numpy().reshape(len(flat), -1)
-    columns = true_mask.expand(*batch, -1).cpu().numpy().reshape(len(flat), -1)
+    flat = distance.detach().double().cpu().numpy().reshape(batch.numel(), *distance.shape[-2:])
+    rows = estimated_mask.expand(*batch, -1).cpu().numpy().reshape(flat.shape[:2])
+    columns = true_mask.expand(*batch, -1).cpu().numpy().reshape(len(flat), flat.shape[2])
     values = [function(d[row][:, column]) for d, row, column in zip(flat, rows, columns, strict=True)]
     return torch.tensor(values, dtype=true.dtype, device=true.device).reshape(batch)
 

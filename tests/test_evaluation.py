@@ -20,7 +20,7 @@ from sensing.data import export_scenes, write_observations
 from sensing.errors import ConfigError, FileFormatError, NumericalError
 from sensing.evaluation import SweepResult, evaluate_file, print_summary, run_sweep, write_evaluation
 from sensing.evaluation import runner as runner_module
-from sensing.evaluation.files import concatenate
+from sensing.evaluation.files import concatenate, half_of
 from sensing.evaluation.measures import measure, rows
 from sensing.evaluation.statistics import bootstrapped, describe, proportion
 from sensing.evaluation.style import PALETTE, marks
@@ -539,12 +539,11 @@ def test_a_half_of_a_file_has_the_results_of_its_scenes(simulator: Simulator, tm
         folder = tmp_path / str(half)
         return evaluate_file(path, {"a": TruthPlus()}, {}, folder, batch_size=2, progress=False, half=half)
 
-    whole, even, odd = run(None), run("even"), run("odd")
-    assert (even.scenes, odd.scenes) == ([0, 2, 4], [1, 3])
-    for part in (even, odd):
-        for quantity in ("channel_nmse_db", "gospa_m", "nees_common"):
-            wanted = whole.scores["a"][quantity][:, part.scenes]
-            np.testing.assert_allclose(part.scores["a"][quantity], wanted, rtol=1e-9)
+    whole, odd = run(None), run("odd")
+    assert (half_of(SCENES, "even"), odd.scenes) == ([0, 2, 4], [1, 3])
+    for quantity in ("channel_nmse_db", "gospa_m", "nees_common"):
+        wanted = whole.scores["a"][quantity][:, odd.scenes]
+        np.testing.assert_allclose(odd.scores["a"][quantity], wanted, rtol=1e-9)
     assert [row["scene"] for row in read(tmp_path / "odd" / "estimates.csv")] == ["1", "3"]
     assert "odd scenes" in (tmp_path / "odd" / "report.html").read_text()
     with pytest.raises(ConfigError, match="half must be one of"):

@@ -71,7 +71,7 @@ def test_scatterer_error_equals_enumeration(statistic, which):
     estimated, estimated_mask, true, _ = random_sets(3)
     visible = torch.rand(12, 3, 5, generator=torch.Generator().manual_seed(4)) < 0.45
     index = metrics.match_scatterers(estimated, estimated_mask, true, visible, cutoff)
-    found = metrics.matched_error(index, estimated, true)
+    found = metrics.of_matched(index, estimated) - true
     got = metrics.scatterer_error(found, visible, cutoff, statistic, which)
     for i in range(12):
         views = visible[i].sum(0)
@@ -145,3 +145,16 @@ def test_nees_is_the_squared_error_in_the_metric_of_the_covariance():
         [flat, -torch.eye(3), torch.full((3, 3), torch.nan), torch.diag(torch.tensor([1, 1, torch.inf]))]
     )
     assert metrics.nees(torch.ones(4, 3), broken).isnan().all()
+
+
+def test_no_estimate_at_all_misses_every_scatterer():
+    true, visible = torch.randn(2, 4, 3), torch.ones(2, 3, 4, dtype=torch.bool)
+    index = metrics.match_scatterers(torch.empty(2, 0, 3), torch.empty(2, 0, dtype=torch.bool), true, visible, 2.0)
+    assert (index == -1).all()
+    nobody = torch.empty(2, 0, dtype=torch.bool)
+    missed = metrics.gospa(torch.empty(2, 0, 3), nobody, true, visible.any(1), 2.0)
+    assert missed.tolist() == pytest.approx([math.sqrt(4 * 2.0)] * 2)  # 4 points at cutoff^2 / 2 each
+    error = metrics.of_matched(index, torch.empty(2, 0, 3)) - true
+    assert error.isnan().all()
+    assert metrics.scatterer_error(error, visible, 2.0).tolist() == [2.0, 2.0]
+    assert metrics.of_matched(index, torch.empty(2, 0, 3, 3)).shape == (2, 4, 3, 3)

@@ -21,9 +21,9 @@ from sensing.metrics import (
     clock_offset_error,
     gospa,
     match_scatterers,
-    matched_error,
     nees,
     nmse_db,
+    of_matched,
     position_error,
     scatterer_error,
     wrapped,
@@ -92,12 +92,11 @@ def _scatterer_scores(estimate: Estimate, scene: Scene, cutoff_m: float) -> dict
     mask = torch.ones_like(nodes[..., 0], dtype=torch.bool) if mask is None else mask
     scores = {"gospa_m": gospa(nodes, mask, true, views > 0, cutoff_m)}
     index = match_scatterers(nodes, mask, true, scene.visible, cutoff_m)
-    error = matched_error(index, nodes, true)
+    error = of_matched(index, nodes) - true
     for kind, quantity in KINDS.items():
         scores[quantity] = scatterer_error(error, scene.visible, cutoff_m, which=kind)
     if estimate.scatterer_covariance is not None:
-        place = index.clamp_min(0)[..., None, None].expand(*index.shape, 3, 3)
-        ratio = nees(error, estimate.scatterer_covariance.gather(-3, place)) / 3
+        ratio = nees(error, of_matched(index, estimate.scatterer_covariance)) / 3
         for kind, chosen in (("shared", views >= 2), ("specific", views == 1)):
             chosen = chosen & (index >= 0)
             scores[f"{kind}_located"] = chosen.sum(-1)
