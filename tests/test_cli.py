@@ -111,7 +111,7 @@ def test_train_then_evaluate_the_checkpoint_it_names(tmp_path):
     )
     with (tmp_path / "report/results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == COLUMNS
+    assert list(rows[0]) == [*COLUMNS, "low", "high", "sigma_over_bandwidth"]
     assert {row["estimator"] for row in rows} >= {
         "classical",
         "unfolded",
