@@ -98,7 +98,8 @@ def association(scenes: int) -> None:
             paths = detector(example.observation, simulator.deployment)
             point = origin(paths, example, simulator.deployment)
             graph = ray_graph(paths, simulator.deployment, 0.3)
-            other = ray_graph(paths, simulator.deployment, 1e9)
+            other = paths.mask[:, :, :, None, None] & paths.mask[:, None, None]
+            other = other & ~torch.eye(4, dtype=torch.bool)[:, None, :, None]
             same = (point[:, :, :, None, None] == point[:, None, None]) & (point >= 0)[:, :, :, None, None]
             counts["pairs"] += torch.tensor([(graph & ~same).sum(), (other & ~same).sum()])
             for name, views in (("two", 2), ("three", 3)):
@@ -107,6 +108,25 @@ def association(scenes: int) -> None:
             counts["classical"] += torch.tensor(purity(classical(paths, simulator.deployment).path, point))
         shares = [float(false / total) for false, total in counts.values()]
         print(f"{height:5.0f} | " + " | ".join(f"{share:6.3f}" for share in shares), flush=True)
+    _false_clusters_and_error(scenes)
+
+
+def _false_clusters_and_error(scenes: int) -> None:
+    """User error of the default coarse stage in scenes with and without a false cluster."""
+    simulator, detector, coarse = hall(), PathDetector(), PaperLocalizer()
+    errors, impure = [], []
+    for _, example in batches(simulator, scenes):
+        assert example.scene is not None
+        paths = detector(example.observation, simulator.deployment)
+        found, point = coarse(paths, simulator.deployment), origin(paths, example, simulator.deployment)
+        errors.append((found.geometry.ue_position - example.scene.ue_position).norm(dim=-1))
+        impure += [purity(path[None], behind[None])[0] > 0 for path, behind in zip(found.path, point, strict=True)]
+    error, wrong = torch.cat(errors), torch.tensor(impure)
+    for name, scene in (("without", ~wrong), ("with", wrong)):
+        e = error[scene]
+        print(
+            f"{len(e)} scenes {name} a false cluster: median {e.median():.2f} m, rms {e.square().mean().sqrt():.2f} m"
+        )
 
 
 def refinement(scenes: int) -> None:

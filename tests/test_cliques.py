@@ -5,6 +5,7 @@ from itertools import combinations, product
 import pytest
 import torch
 
+from sensing.coarse import cliques as cliques_module
 from sensing.coarse.cliques import all_cliques, cluster_rays, ray_graph
 from sensing.coarse.triangulation import triangulate
 from sensing.containers import PathEstimates, map_tensors
@@ -125,3 +126,32 @@ def test_nothing_detected_and_stations_that_look_away(hall):
     away = cluster_rays(paths._replace(direction=paths.direction * torch.tensor([-1.0, -1, 1])), hall.deployment, 0.3)
     assert not away.mask.any()
     assert torch.isfinite(away.position).all()
+
+
+def test_stations_at_one_point_and_absurd_thresholds_stay_small(hall):
+    """All rays of such stations meet, all rays are within a kilometre: neither may cost memory or make clusters."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(2, 4, 24, 3, generator=generator, dtype=torch.float64)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    mask = torch.ones(2, 4, 24, dtype=torch.bool)
+    blank = torch.zeros(2, 4, 24, 4, 4, dtype=torch.float64)
+    paths = PathEstimates(blank[..., 0, 0], direction, blank[..., 0, 0], blank, blank, mask)
+    together = hall.deployment._replace(bs_position=hall.deployment.bs_position[:1].expand(4, 3))
+    assert not cluster_rays(paths, together, 0.3).mask.any()
+    assert ray_graph(paths, hall.deployment, 1e3).sum() < 20  # hardly anything is further away than the threshold
+    wide = ray_graph(paths, hall.deployment, 3.0)
+    assert torch.equal(wide, wide.permute(0, 3, 4, 1, 2))
+
+
+def test_of_too_many_edges_the_closest_remain(hall, monkeypatch):
+    example = hall.simulator.examples("test", range(2), snr_db=10.0)
+    paths = detect(example, hall.deployment).paths
+    all_edges = ray_graph(paths, hall.deployment, 2.0)
+    monkeypatch.setattr(cliques_module, "EDGES", 30)
+    few = ray_graph(paths, hall.deployment, 2.0)
+    assert (all_edges.sum((1, 2, 3, 4)) > 60).all()
+    assert (few.sum((1, 2, 3, 4)) == 60).all()
+    assert not (few & ~all_edges).any()
+    sharper = ray_graph(paths, hall.deployment, 0.05)
+    monkeypatch.setattr(cliques_module, "EDGES", 10**6)
+    assert torch.equal(sharper, ray_graph(paths, hall.deployment, 0.05))

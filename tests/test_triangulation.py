@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import lsq_linear
 
-from sensing.coarse.triangulation import ray_distance, triangulate
+from sensing.coarse.triangulation import closest_approach, triangulate
 
 
 def rays(count, seed=0):
@@ -17,27 +17,30 @@ def rays(count, seed=0):
 
 def test_distance_of_half_lines_against_constrained_least_squares():
     (b1, k1), (b2, k2) = rays(60, 1), rays(60, 2)
-    found, starts = ray_distance(b1, k1, b2, k2), 0
+    found, starts = closest_approach(b1, k1, b2, k2), 0
     for i in range(60):
         system = np.stack([k1[i].numpy(), -k2[i].numpy()], 1)
         best = lsq_linear(system, (b2 - b1)[i].numpy(), (0, np.inf), tol=1e-14)
         starts += (best.x < 1e-9).any()
-        assert found[i] == pytest.approx(np.sqrt(2 * best.cost), rel=1e-7, abs=1e-9)
+        assert found.distance[i] == pytest.approx(np.sqrt(2 * best.cost), rel=1e-7, abs=1e-9)
+        np.testing.assert_allclose([found.length1[i], found.length2[i]], best.x, rtol=1e-6, atol=1e-6)
     assert 10 < starts < 55  # crossings ahead of both stations and behind one of them both occur
 
 
 def test_distance_does_not_depend_on_the_order_and_scales():
     (b1, k1), (b2, k2) = rays(40, 3), rays(40, 4)
-    torch.testing.assert_close(ray_distance(b1, k1, b2, k2), ray_distance(b2, k2, b1, k1))
-    torch.testing.assert_close(ray_distance(1e5 * b1, k1, 1e5 * b2, k2), 1e5 * ray_distance(b1, k1, b2, k2))
+    found, swapped = closest_approach(b1, k1, b2, k2), closest_approach(b2, k2, b1, k1)
+    torch.testing.assert_close(found, type(found)(swapped.distance, swapped.length2, swapped.length1))
+    scaled = closest_approach(1e5 * b1, k1, 1e5 * b2, k2)
+    torch.testing.assert_close(scaled, type(found)(*(1e5 * field for field in found)))
 
 
 def test_parallel_rays_are_as_far_apart_as_their_lines_or_their_starts():
     b = torch.tensor([[0.0, 0, 0], [3.0, 4, 0]], dtype=torch.float64)
     x, z = torch.tensor([1.0, 0, 0]).double(), torch.tensor([0, 0, 1.0]).double()
-    assert ray_distance(b[0], z, b[1], z) == pytest.approx(5.0)
-    assert ray_distance(b[0], x, b[1], x) == pytest.approx(4.0)
-    assert ray_distance(b[0], -x, b[1], x) == pytest.approx(5.0)  # they part
+    assert closest_approach(b[0], z, b[1], z).distance == pytest.approx(5.0)
+    assert closest_approach(b[0], x, b[1], x).distance == pytest.approx(4.0)
+    assert closest_approach(b[0], -x, b[1], x).distance == pytest.approx(5.0)  # they part
 
 
 def test_triangulation_against_the_stacked_system():

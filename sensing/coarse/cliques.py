@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from sensing.coarse.pairs import inside, region_box
-from sensing.coarse.triangulation import Triangulation, ray_distance, triangulate
+from sensing.coarse.triangulation import Triangulation, closest_approach, triangulate
 from sensing.containers import Deployment, PathEstimates
+
+EDGES = 512
+"""Most pairs of rays of a scene: bounds the number of cliques where the threshold says nothing."""
 
 
 class RayClusters(NamedTuple):
@@ -34,6 +37,9 @@ class _Cliques(NamedTuple):
 def ray_graph(paths: PathEstimates, deployment: Deployment, threshold_m: float) -> Tensor:
     """Which rays of different stations pass within a threshold of each other, [b bs path bs path] bool.
 
+    They must do so ahead of both stations, further away than the threshold: all rays of two stations at one point are
+    close at their starts. Of a scene with more than `EDGES` pairs the closest are kept.
+
     Args:
         paths: detected paths [b bs path].
         deployment: stations.
@@ -42,10 +48,16 @@ def ray_graph(paths: PathEstimates, deployment: Deployment, threshold_m: float) 
     origin = deployment.bs_position[:, None].expand(*paths.mask.shape[1:], 3)
     first = (origin[:, :, None, None], paths.direction[:, :, :, None, None])
     second = (origin[None, None], paths.direction[:, None, None])
-    close = ray_distance(*first, *second) <= threshold_m
-    other = ~torch.eye(len(deployment.bs_position), dtype=torch.bool, device=close.device)
-    both = paths.mask[:, :, :, None, None] & paths.mask[:, None, None]
-    return close & both & other[:, None, :, None]
+    near = closest_approach(*first, *second)
+    other = ~torch.eye(len(deployment.bs_position), dtype=torch.bool, device=near.distance.device)
+    both = paths.mask[:, :, :, None, None] & paths.mask[:, None, None] & other[:, None, :, None]
+    edges = both & (near.distance <= threshold_m) & (near.length1 > threshold_m) & (near.length2 > threshold_m)
+    if edges[0].numel() > 2 * EDGES:  # each pair counts twice
+        # symmetric to the last bit, or an edge could be kept in one direction alone
+        distance = torch.maximum(near.distance, near.distance.permute(0, 3, 4, 1, 2)).where(edges, torch.inf)
+        last = distance.flatten(1).kthvalue(2 * EDGES, dim=1).values
+        edges = edges & (distance <= last[:, None, None, None, None])
+    return edges & edges.permute(0, 3, 4, 1, 2)
 
 
 def all_cliques(graph: Tensor, min_views: int = 2) -> _Cliques:

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 
-def ray_distance(origin1: Tensor, direction1: Tensor, origin2: Tensor, direction2: Tensor) -> Tensor:
-    """Distance of two half-lines.
+class Approach(NamedTuple):
+    """Where two half-lines are closest."""
+
+    distance: Tensor  # [*] [m]
+    length1: Tensor  # [*] from the start of the first to its closest point [m]
+    length2: Tensor  # [*] [m]
+
+
+def closest_approach(origin1: Tensor, direction1: Tensor, origin2: Tensor, direction2: Tensor) -> Approach:
+    """Distance of two half-lines and where it is.
 
     With w = b_2 - b_1, g = k_1.k_2 and D = 1 - g^2, the two lines are closest at `t_1 = (w.k_1 - g w.k_2) / D` and
     `t_2 = (g w.k_1 - w.k_2) / D`. Where one of these lies behind its station, or the rays are parallel, the closest
@@ -22,9 +30,6 @@ def ray_distance(origin1: Tensor, direction1: Tensor, origin2: Tensor, direction
         direction1: [* xyz] unit vectors k_1.
         origin2: [* xyz] [m].
         direction2: [* xyz].
-
-    Returns:
-        [*] [m].
 
     References:
         Paper 1, equations 20 to 23; EQUATIONS 1.6.
@@ -46,7 +51,9 @@ def ray_distance(origin1: Tensor, direction1: Tensor, origin2: Tensor, direction
         (w + b[..., None] * direction2 - a[..., None] * direction1).square().sum(-1).where(allowed, torch.inf)
         for a, b, allowed in candidates
     ]
-    return torch.stack(squared).amin(0).sqrt()
+    best, which = torch.stack(squared).min(0, keepdim=True)
+    lengths = (torch.stack([pair[i] for pair in candidates]).gather(0, which)[0] for i in (0, 1))
+    return Approach(best[0].sqrt(), *lengths)
 
 
 class Triangulation(NamedTuple):
