@@ -46,6 +46,12 @@ def check_finite(name: str, tensor: Tensor) -> None:
         raise DomainError(f"{name} must be finite, got {int(bad.sum())} non-finite values, the first at index {first}")
 
 
+def check_real(name: str, tensor: Tensor) -> None:
+    """Raise DomainError unless a tensor holds floating point numbers that are not complex."""
+    if not tensor.is_floating_point():
+        raise DomainError(f"{name} must be real, of a floating point type, got {tensor.dtype}")
+
+
 def check_positive(name: str, tensor: Tensor) -> None:
     """Raise DomainError unless every entry is finite and larger than zero."""
     check_finite(name, tensor)
@@ -53,14 +59,14 @@ def check_positive(name: str, tensor: Tensor) -> None:
         raise DomainError(f"{name} must be positive, got {float(tensor.min()):g}")
 
 
-def check_scale(name: str, tensor: Tensor) -> None:
-    """Raise DomainError for amplitudes whose fourth powers leave double precision; zeros are fine."""
+def check_magnitude(name: str, tensor: Tensor, low: float, high: float, hint: str = "") -> None:
+    """Raise DomainError for values whose magnitude is neither zero nor from `low` to `high`."""
     size = tensor.abs()
-    if bool(((size > 1e50) | ((size < 1e-50) & (size > 0))).any()):
-        extreme = size[size > 0]
+    size = size[size > 0]
+    if bool(((size > high) | (size < low)).any()):
         raise DomainError(
-            f"{name} must have amplitudes from 1e-50 to 1e50 (its unit is free: rescale it with the noise), got "
-            f"{float(extreme.min()):.3g} to {float(extreme.max()):.3g}"
+            f"{name} must have magnitudes from {low:g} to {high:g}{hint}, "
+            f"got {float(size.min()):.3g} to {float(size.max()):.3g}"
         )
 
 
@@ -71,7 +77,7 @@ def check_rotation(name: str, rotation: Tensor, tolerance: float = 1e-6) -> None
     eye = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
     defect = (rotation.mT @ rotation - eye).abs().amax(dim=(-2, -1))
     determinant = torch.linalg.det(rotation)
-    bad = (defect > tolerance) | (determinant < 0)
+    bad = ~(defect <= tolerance) | ~(determinant > 0)  # NaN, from entries whose squares overflow, is bad too
     if bad.any():
         worst = (
             int(defect.reshape(-1).argmax()) if (defect > tolerance).any() else int(determinant.reshape(-1).argmin())

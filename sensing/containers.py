@@ -11,11 +11,23 @@ from typing import ClassVar, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from sensing.checks import check_finite, check_increasing, check_positive, check_rotation, check_scale, check_shape
+from sensing.checks import (
+    check_finite,
+    check_increasing,
+    check_magnitude,
+    check_positive,
+    check_real,
+    check_rotation,
+    check_shape,
+)
 from sensing.errors import DomainError, ShapeError
 from sensing.units import SPEED_OF_LIGHT
 
 T = TypeVar("T")
+
+LARGEST_M, LARGEST_HZ, LEAST_HZ, LEAST_M = 1e9, 1e15, 1e-3, 1e-3
+AMPLITUDES = (1e-50, 1e50, " (its unit is free: rescale it with the noise)")
+"""Magnitudes beyond which nothing is measured and products of four of them leave double precision."""
 
 
 class Deployment(NamedTuple):
@@ -71,6 +83,9 @@ class Deployment(NamedTuple):
             ShapeError: an axis does not fit.
             DomainError: a value is not finite, not positive, unsorted, or no rotation.
         """
+        for name, field in zip(self._fields, self, strict=True):
+            if field is not None:
+                check_real(name, field)
         check_shape("bs_position", self.bs_position, "bs xyz", xyz=3)
         check_finite("bs_position", self.bs_position)
         check_shape("bs_rotation", self.bs_rotation, "bs 3 3", bs=self.bs_position.shape[0])
@@ -79,6 +94,11 @@ class Deployment(NamedTuple):
         check_finite("antenna_local", self.antenna_local)
         check_shape("pilot_freq", self.pilot_freq, "sc")
         check_increasing("pilot_freq", self.pilot_freq)
+        if 0 in (*self.bs_position.shape, *self.antenna_local.shape, *self.pilot_freq.shape):
+            sizes = len(self.bs_position), len(self.antenna_local), len(self.pilot_freq)
+            raise ShapeError(f"a deployment needs a station, an antenna and a pilot, got {sizes} of them")
+        check_shape("carrier_hz", self.carrier_hz, "")
+        check_shape("clock_offset_std", self.clock_offset_std, "")
         check_positive("carrier_hz", self.carrier_hz)
         if not bool(self.clock_offset_std >= 0):
             raise DomainError(f"clock_offset_std must be >= 0 (inf: flat prior), got {float(self.clock_offset_std):g}")
@@ -92,7 +112,21 @@ class Deployment(NamedTuple):
             check_finite("ue_height_range", self.ue_height_range)
             if not bool(self.ue_height_range[0] <= self.ue_height_range[1]):
                 raise DomainError(f"ue_height_range must be (lowest, highest), got {self.ue_height_range.tolist()}")
+        self._check_magnitudes()
         return self
+
+    def _check_magnitudes(self) -> None:
+        for name in ("bs_position", "antenna_local", "region", "ue_height_range"):
+            lengths = getattr(self, name)
+            if lengths is not None:
+                check_magnitude(name, lengths, 0.0, LARGEST_M)
+        if self.region is not None:
+            check_magnitude("the size of the region", self.region[1] - self.region[0], LEAST_M, LARGEST_M)
+        check_magnitude("carrier_hz", self.carrier_hz, LEAST_HZ, LARGEST_HZ)
+        check_magnitude("pilot_freq", self.pilot_freq, 0.0, LARGEST_HZ)
+        check_magnitude("the spacing of pilot_freq", self.pilot_freq.diff(), LEAST_HZ, LARGEST_HZ)
+        if bool(torch.isfinite(self.clock_offset_std)):
+            check_magnitude("clock_offset_std", self.clock_offset_std, 0.0, LARGEST_M)
 
 
 class Scene(NamedTuple):
@@ -139,15 +173,14 @@ class Observation(NamedTuple):
             raise ShapeError(f"noise_var must be {list(self.y.shape[:-2])} as y is, got {list(self.noise_var.shape)}")
         if not self.y.is_complex():
             raise DomainError(f"y must be complex, got {self.y.dtype}")
-        if self.noise_var.is_complex():
-            raise DomainError(f"noise_var must be real, got {self.noise_var.dtype}")
+        check_real("noise_var", self.noise_var)
         check_finite("y", self.y)
         if noise_known and self.noise_var.numel() and bool(self.noise_var.isnan().all()):
             raise DomainError("noise_var must be known (or be estimated: noise=estimated), got NaN throughout")
-        check_scale("y", self.y)
+        check_magnitude("y", self.y, *AMPLITUDES)
         if noise_known:
             check_positive("noise_var", self.noise_var)
-            check_scale("noise_var", self.noise_var.sqrt())
+            check_magnitude("the root of noise_var", self.noise_var.sqrt(), *AMPLITUDES)
         return self
 
 

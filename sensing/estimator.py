@@ -16,7 +16,7 @@ from sensing.coarse.least_squares import inverse_information
 from sensing.coarse.localization import CoarseLocalizer, CoarseLocation
 from sensing.coarse.noise import check_noise, detect
 from sensing.coarse.user_search import user_box
-from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates
+from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates, map_tensors
 from sensing.errors import ConfigError, ShapeError
 from sensing.fusion.weights import FusionWeights
 from sensing.inference.iteration import select
@@ -98,6 +98,7 @@ class LocationEstimator(nn.Module):
             ShapeError, DomainError: the observation does not fit the deployment or is not finite.
         """
         check_batch(observation, deployment, noise_known=paths is not None or self.noise == "known")
+        deployment = map_tensors(deployment, Tensor.double)
         if paths is None:
             with torch.no_grad():
                 observation, paths = self.detect(observation, deployment)

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from sensing import arrays, ofdm
 from sensing.containers import Deployment
+from sensing.errors import DomainError
 from sensing.units import SPEED_OF_LIGHT
 
 _FLAT = 1e-6  # an axis along which the array is so much thinner than along its longest is not resolved
+_MOST_POINTS = 1 << 20  # directions, and ranges, of a search grid
 _UNRESOLVED_RANGE_M = 1e3  # scale of the unknown range where a single pilot says nothing about it
 
 
@@ -46,7 +48,7 @@ def search_grid(deployment: Deployment, oversampling: float, false_alarm: float,
     freq = deployment.pilot_freq
     range_scale = float(deployment.range_ambiguity) if len(freq) > 1 else _UNRESOLVED_RANGE_M
     spread = float(freq.std(correction=0)) / SPEED_OF_LIGHT  # [1/m]
-    num = max(1, math.ceil(oversampling * range_scale * math.sqrt(12.0) * spread))
+    num = _affordable("pilot_freq", max(1, math.ceil(oversampling * range_scale * math.sqrt(12.0) * spread)))
     range_m = torch.arange(num, dtype=freq.dtype, device=freq.device) * (range_scale / num)
     steps = freq.diff() / deployment.pilot_spacing
     periodic = len(freq) > 1 and bool((steps - steps.round()).abs().max() < 1e-6)
@@ -93,11 +95,13 @@ def _directions(deployment: Deployment, oversampling: float) -> tuple[Tensor, Te
     spacing = 1.0 / (oversampling * (12.0 * variance[:dimension]).sqrt())
     slope = 2.0 * math.pi * variance.sqrt()
     if dimension == 3:
-        direction = _sphere(math.ceil(4.0 * math.pi / float(spacing.min()) ** 2), position)
+        num = _affordable("antenna_local", math.ceil(4.0 * math.pi / float(spacing.min()) ** 2))
+        direction = _sphere(num, position)
         # det of the tangential 2x2 block of Lambda is k^T adj(Lambda) k
         adjugate = slope.prod() ** 2 * (axes / slope.square()) @ axes.mT
         density = torch.einsum("di,ij,dj->d", direction, adjugate, direction).sqrt()
         return direction, None, 4.0 * math.pi * float(density.mean()), 2
+    _affordable("antenna_local", math.ceil(float((2.0 / spacing).prod())))
     cosines = [_symmetric_steps(float(step), position) for step in spacing]
     cosine = torch.cartesian_prod(*cosines).reshape(-1, dimension)
     cosine = cosine[cosine.square().sum(-1) < 1.0]
@@ -109,6 +113,13 @@ def _directions(deployment: Deployment, oversampling: float) -> tuple[Tensor, Te
     direction = cosine @ axes[:, :dimension].mT + (1.0 - cosine.square().sum(-1, keepdim=True)).sqrt() * normal
     volume = (2.0 if dimension == 1 else math.pi) * float(slope[:dimension].prod())
     return direction, normal, volume, dimension
+
+
+def _affordable(field: str, num: int) -> int:
+    """The number itself; raises DomainError for grids that no memory holds."""
+    if num > _MOST_POINTS:
+        raise DomainError(f"{field} must need at most {_MOST_POINTS} points of the search grid, got {num}")
+    return num
 
 
 def _symmetric_steps(step: float, like: Tensor) -> Tensor:
