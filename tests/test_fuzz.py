@@ -128,7 +128,7 @@ def observed(draw) -> tuple[Deployment, Observation]:
     return plan, Observation(scale * y, variance)
 
 
-@fuzz(40)
+@fuzz(20)
 @given(observed(), st.sampled_from(["known", "estimated"]))
 def test_estimator_is_finite_and_says_what_it_doubts(case, noise):
     plan, observation = case
@@ -167,7 +167,7 @@ BROKEN = {
 }
 
 
-@fuzz(60)
+@fuzz(40)
 @given(observed(), st.sampled_from(sorted(BROKEN)), st.integers(0, 2**32 - 1), st.sampled_from(["known", "estimated"]))
 def test_broken_input_is_a_typed_error_or_harmless(case, how, seed, noise):
     plan, observation = case
@@ -187,7 +187,7 @@ def test_broken_input_is_a_typed_error_or_harmless(case, how, seed, noise):
         finite(found)
 
 
-@fuzz(30)
+@fuzz(12)
 @given(observed())
 def test_detector_and_noise_are_finite(case):
     plan, observation = case
@@ -224,7 +224,7 @@ def detections(draw) -> tuple[Deployment, PathEstimates]:
     )
 
 
-@fuzz(40)
+@fuzz(25)
 @given(detections())
 def test_coarse_location_of_any_paths_is_finite(case):
     plan, paths = case
