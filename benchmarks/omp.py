@@ -87,7 +87,7 @@ def _waves(side: int, columns: int) -> PathOperator:
 
 def _dense(dictionary: Tensor, gram: Tensor, y: Tensor) -> Callable[[], Tensor]:
     def run() -> Tensor:
-        pursuit = omp(DenseGram(gram), y @ dictionary.conj(), y.abs().square().sum(-1), ATOMS)
+        pursuit = omp(DenseGram(gram), (y.conj() @ dictionary).conj(), y.abs().square().sum(-1), ATOMS)
         return pursuit.scatter(len(gram))[0]
 
     return run

@@ -149,4 +149,5 @@ def omp_dictionary(
         Pursuit [* atom].
     """
     gram = dictionary.mH @ dictionary if gram is None else gram
-    return omp(DenseGram(gram), y @ dictionary.conj(), y.abs().square().sum(-1), max_atoms, stop_energy)
+    matched = (y.conj() @ dictionary).conj()  # without a conjugate copy of the dictionary
+    return omp(DenseGram(gram), matched, y.abs().square().sum(-1), max_atoms, stop_energy)
