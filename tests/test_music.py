@@ -5,7 +5,6 @@ import inspect
 import math
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -14,7 +13,7 @@ from sensing import arrays, ofdm
 from sensing.channel import channel_response
 from sensing.coarse import MusicDetector
 from sensing.coarse.order import effective_snapshots, model_order
-from sensing.coarse.smoothing import complex_vectors, real_covariance, smoothed_covariance, uniform_grid
+from sensing.coarse.smoothing import complex_vectors, real_covariance, smoothed_covariance, smoothing_loss, uniform_grid
 from sensing.coarse.spectrum import AngleSpectrum, grid_power, leading_eigenpairs, music_spectrum, signal_subspace
 from sensing.containers import Deployment, Observation, PathEstimates, Paths
 from sensing.errors import ConfigError, DomainError, ShapeError
@@ -217,22 +216,6 @@ def test_noise_free_paths_are_recovered_to_rounding(num, order):
     assert (operator_gain - 1.0).abs().max() < 1e-6
 
 
-def efficiency(window: tuple[int, ...], shape: tuple[int, ...]) -> list[float]:
-    """Variance of smoothed MUSIC over the bound for one path and each of its three frequencies, to first order.
-
-    The estimate weights the noise with the derivative's ramp inside the window, averaged over positions, and with the
-    averaged window (a trapezoid) along the other axes; the bound with a ramp and two constants.
-    """
-    ramps, boxes = [], []
-    for width, size in zip(window, shape, strict=True):
-        positions = numpy.ones(size - width + 1)
-        ramp, full = numpy.arange(width) - (width - 1) / 2, numpy.arange(size) - (size - 1) / 2
-        smooth = numpy.convolve(ramp, positions)
-        ramps.append((smooth**2).sum() * (full**2).sum() / (len(positions) * (ramp**2).sum()) ** 2)
-        boxes.append((numpy.convolve(numpy.ones(width), positions) ** 2).sum() * size / (width * len(positions)) ** 2)
-    return [ramps[axis] * math.prod(boxes[:axis] + boxes[axis + 1 :]) for axis in range(3)]
-
-
 @pytest.mark.parametrize("window", [(8, 3, 3), (5, 4, 2)])
 def test_error_of_a_single_path_is_what_smoothing_costs_over_the_bound(window):
     deployment = deployment_with(arrays.upa(6, 6), PILOTS[8:24])
@@ -245,11 +228,16 @@ def test_error_of_a_single_path_is_what_smoothing_costs_over_the_bound(window):
     error = 2.0 * math.pi * torch.cat([gap, 0.5 * (cosine[0] - cosine[1])], -1)  # of the three phase steps
     shape = (16, 6, 6)
     bound = torch.tensor([6.0 / (576 * (n**2 - 1)) for n in shape], dtype=torch.float64)  # unit gain and noise
-    ratio = error.square().mean((0, 1)) / bound
-    assert torch.allclose(ratio, torch.tensor(efficiency(window, shape), dtype=torch.float64), rtol=0.25)
+    ratio, loss = error.square().mean((0, 1)) / bound, smoothing_loss(shape, window)
+    assert torch.allclose(ratio, torch.tensor(loss, dtype=torch.float64), rtol=0.25)
     gram = extended_operator(paths.delay * SPEED_OF_LIGHT, paths.direction, deployment).gram()
     crb = torch.linalg.inv(path_information(gram, paths.gain, torch.ones(200, 2, dtype=torch.float64))[..., 0, :, 0, :])
-    assert torch.allclose(found.covariance[..., 0, 0, 0], crb[..., 0, 0], rtol=0.3)
+    assert torch.allclose(found.covariance[..., 0, 0, 0], loss[0] * crb[..., 0, 0], rtol=0.3)
+    away = torch.cat(
+        [found.range_m[..., None] - paths.delay[..., None] * SPEED_OF_LIGHT, found.direction - paths.direction], -1
+    )
+    nees = torch.einsum("...i,...ij,...j->...", away, found.information, away).mean()
+    assert float(nees) == pytest.approx(3.0, rel=0.2)
 
 
 def test_elements_in_any_order_and_a_batch_of_any_shape():
@@ -263,6 +251,19 @@ def test_elements_in_any_order_and_a_batch_of_any_shape():
     for name in ("range_m", "direction", "gain", "mask"):
         one, two = getattr(found, name), getattr(again, name)
         assert torch.allclose(one, two.reshape(one.shape), rtol=1e-9, atol=1e-9), name
+
+
+def test_linear_array_finds_range_and_cosine_and_reports_the_rest_as_unknown():
+    deployment = deployment_with(arrays.ula(16))
+    paths = paths_of(deployment, 3, batch=3)
+    found = MusicDetector(window=(12, 8, 1))(observed(paths, deployment, 0.01), deployment)
+    axis = deployment.bs_rotation[:, None, :, 1]
+    for truth in range(3):
+        gap = (found.range_m - SPEED_OF_LIGHT * paths.delay[..., truth, None]).abs()
+        cosine = ((found.direction - paths.direction[..., truth, None, :]) * axis).sum(-1).abs()
+        assert (gap + 10.0 * cosine).masked_fill(~found.mask, math.inf).amin(-1).max() < 0.1
+    largest = torch.linalg.eigvalsh(found.covariance[..., 1:, 1:])[..., -1][found.mask]
+    assert (largest > 0.9).all()
 
 
 def test_scale_of_the_data_does_not_matter():
@@ -313,6 +314,8 @@ def test_bad_shapes_and_options_are_refused():
     observation = observed(paths_of(deployment, 1), deployment, 1.0)
     with pytest.raises(ShapeError, match=r"window must be \(delay, y, z\) between 1 and the grid's \(32, 8, 8\)"):
         MusicDetector(window=(33, 4, 4))(observation, deployment)
+    with pytest.raises(ShapeError, match=r"window must be at least 2 where the grid"):
+        MusicDetector(window=(8, 1, 4))(observation, deployment)
     with pytest.raises(ShapeError, match="y must be"):
         MusicDetector()(observation._replace(y=observation.y[..., :-1]), deployment)
     with pytest.raises(DomainError, match="order must be between 1 and ant - 1 = 3, got 4"):

@@ -2,8 +2,9 @@
 
 One snapshot is smoothed forward and backward over windows of pilots and antennas; the leading eigenvectors of the
 smoothed covariance span the responses of the paths; the minima of the null spectrum over (delay, horizontal, vertical)
-frequency are their ranges and directions; gains follow by least squares. The window costs aperture, so that the errors
-lie above the Cramer-Rao bound, and paths closer than its resolution merge.
+frequency are their ranges and directions; gains follow by least squares. The window costs aperture: errors lie above
+the Cramer-Rao bound and paths closer than its resolution merge. Covariances are the bound's times what smoothing costs
+a single path; close paths and weak ones do worse.
 """
 
 import math
@@ -22,11 +23,12 @@ from sensing.coarse.smoothing import (
     complex_vectors,
     real_covariance,
     smoothed_covariance,
+    smoothing_loss,
     uniform_grid,
 )
 from sensing.coarse.spectrum import leading_eigenpairs
 from sensing.containers import Deployment, Observation, PathEstimates
-from sensing.errors import ConfigError
+from sensing.errors import ConfigError, ShapeError
 
 _CHUNK = 64  # snapshots searched at once
 _SMALL_CHUNK = 4  # covariances formed at once: they stay in the cache
@@ -86,6 +88,12 @@ class MusicDetector:
         observation.validate(deployment)
         grid = uniform_grid(deployment)
         check_window(self.window, grid.shape)
+        if any(width == 1 < size for width, size in zip(self.window, grid.shape, strict=True)):
+            raise ShapeError(f"window must be at least 2 where the grid {grid.shape} is, got {self.window}")
+        loss = smoothing_loss(grid.shape, self.window)
+        widen = (
+            torch.tensor([loss[0], max(loss[1:]), max(loss[1:])], dtype=torch.float64).sqrt().to(observation.y.device)
+        )
         sigma = observation.noise_var.to(torch.float64).sqrt()
         y = (observation.y.to(torch.complex128) / sigma[..., None, None]).reshape(-1, 1, *observation.y.shape[-2:])
         frame = torch.eye(3, dtype=torch.float64, device=y.device)
@@ -100,7 +108,8 @@ class MusicDetector:
                 if count:
                     picked = omega[index][chosen[index]].reshape(len(index), 1, count, 3)
                     fit = refiner.fit(y[start + index], *_plane_waves(picked, grid))
-                    found.append((start + index, fit, refiner.covariance(fit)))
+                    covariance = widen[:, None] * refiner.covariance(fit) * widen
+                    found.append((start + index, fit, covariance))
         return collect_paths(found, sigma, deployment)
 
     def search(self, cube: Tensor, grid: UniformGrid) -> tuple[Tensor, Tensor]:

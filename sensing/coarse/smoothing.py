@@ -9,6 +9,7 @@ grid of pilots and antennas see the same paths with other phases, and their aver
 import math
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -138,6 +139,33 @@ def smoothed_covariance(cube: Tensor, window: Window) -> Tensor:
     for i in range(depth - 1):
         torch.add(result[:, i, :, :-1], change[:, i], out=result[:, i + 1, :, 1:])
     return result.reshape(*cube.shape[:-3], depth * size, depth * size)
+
+
+def smoothing_loss(shape: Window, window: Window) -> tuple[float, float, float]:
+    """Variance of a single path's frequencies by smoothed MUSIC over the Cramer-Rao bound, to first order in the noise.
+
+    The estimate weights the noise along its own axis with a ramp across the window, averaged over the positions, and
+    with the averaged window (a trapezoid) along the two others; the bound with a ramp and two constants.
+
+    Args:
+        shape: of the grid.
+        window: at least two along every axis that has as many.
+
+    Returns:
+        One factor per axis, at least 1.
+    """
+    ramps, boxes = [], []
+    for size, width in zip(shape, window, strict=True):
+        positions = numpy.ones(size - width + 1)
+        ramp, full = numpy.arange(width) - (width - 1) / 2, numpy.arange(size) - (size - 1) / 2
+        box = numpy.convolve(positions, numpy.ones(width))
+        slope = numpy.convolve(positions, ramp)
+        lever = len(positions) * (ramp**2).sum()
+        ramps.append(float((slope**2).sum() * (full**2).sum() / lever**2) if size > 1 else 1.0)
+        boxes.append(float(size * (box**2).sum() / box.sum() ** 2))
+    everything = math.prod(boxes)
+    t, y, z = (ramp * everything / box for ramp, box in zip(ramps, boxes, strict=True))
+    return t, y, z
 
 
 def real_covariance(covariance: Tensor) -> Tensor:
