@@ -1,6 +1,7 @@
 """Time of path detection per station, and what it finds: hits, ghosts, errors over the Cramer-Rao bound. No peer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from benchmarks.frame import Case, relative_error
 from benchmarks.hall import hall
 from sensing.channel import scene_paths
-from sensing.coarse import PathDetector
+from sensing.coarse import MusicDetector, PathDetector
 from sensing.containers import Deployment, Example, PathEstimates
 from sensing.geometry import tangent_basis
 from sensing.operators.khatri_rao import extended_operator, path_information
@@ -19,17 +20,18 @@ INSTALL = None
 
 def cases(tiny: bool) -> Iterator[Case]:
     """Scenes of `hall_hard` in one batch, from far below to far above the noise."""
-    simulator, detector = hall(), PathDetector()
-    for snr_db in (10.0,) if tiny else (-10.0, 0.0, 10.0, 20.0, 30.0):
+    simulator = hall()
+    detectors = {"Newtonized OMP": PathDetector(), "MUSIC": MusicDetector()}
+    for (name, detector), snr_db in product(detectors.items(), (10.0,) if tiny else (-10.0, 0.0, 10.0, 20.0, 30.0)):
         example = simulator.examples("test", range(1 if tiny else 16), snr_db)
 
-        def ours(given: Example = example) -> PathEstimates:
+        def ours(given: Example = example, detector: Callable[..., PathEstimates] = detector) -> PathEstimates:
             return detector(given.observation, simulator.deployment)
 
         quality = score(ours(), example, simulator.deployment)
         stations = example.observation.noise_var.numel()
         yield Case(
-            what=f"path detection at {snr_db:g} dB",
+            what=f"{name} at {snr_db:g} dB",
             size=f"{stations} stations, 64 antennas, 64 pilots",
             ours=ours,
             tolerance=0.0,
