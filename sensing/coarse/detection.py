@@ -45,7 +45,7 @@ class PathDetector:
 
     def __init__(
         self,
-        false_alarm: float = 1e-2,
+        false_alarm: float = 5e-2,
         max_paths: int = 24,
         oversampling: float = 2.0,
         polish_steps: int = 2,

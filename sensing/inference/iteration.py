@@ -64,7 +64,8 @@ class Iteration(nn.Module):
             exact and not learned, as sigmoid(+-inf + delta) does not move.
         activity: prior probability that a located node exists.
         visibility: prior probability that a station sees a node.
-        free_activity: prior probability that a free path exists.
+        free_activity: prior probability that a free path exists where it was found: the detector looked at some ten
+            thousand resolution cells, and a located node at one.
         noise_scale: factor on the noise variance assumed by the E-step.
         power_scale: factor on the gains' variance assumed by the E-step.
         cap: largest step in units of c / bandwidth (beamwidths for directions).
@@ -88,7 +89,7 @@ class Iteration(nn.Module):
         missing: float = 0.9,
         activity: float = 0.5,
         visibility: float = 0.8,
-        free_activity: float = 0.5,
+        free_activity: float = 1e-4,
         noise_scale: float = 1.0,
         power_scale: float = 1.0,
         cap: float = 1.0,
