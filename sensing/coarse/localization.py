@@ -57,7 +57,7 @@ class CoarseLocalizer(torch.nn.Module):
     def __init__(
         self,
         fusion: FusionWeights | None = None,
-        modes: int = 3,
+        modes: int = 5,
         alignments: int = 4,
         passes: int = 2,
         max_repairs: int = 3,

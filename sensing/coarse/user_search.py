@@ -55,7 +55,7 @@ def search_user(
     clusters: Clusters,
     offset_m: Tensor,
     deployment: Deployment,
-    modes: int = 6,
+    modes: int = 16,
     points: int = 3000,
     truncation: float = 9.0,
 ) -> UserModes:
