@@ -42,6 +42,16 @@ def with_slot(paths: PathEstimates) -> PathEstimates:
     return map_tensors(paths, lambda field: field.new_zeros(*field.shape[:2], 1, *field.shape[3:]))
 
 
+def _with_usable_ranges(paths: PathEstimates) -> PathEstimates:
+    """Without the paths whose range is no number, or so long that its rounding error exceeds its standard deviation.
+
+    Modulo the ambiguity such ranges are all alike, and paths that are all alike are easily associated.
+    """
+    rounding = torch.finfo(paths.range_m.dtype).eps * paths.range_m.abs()
+    usable = rounding.square() <= paths.covariance[..., 0, 0]
+    return paths._replace(range_m=torch.where(usable, paths.range_m, 0.0), mask=paths.mask & usable)
+
+
 class CoarseLocalizer(torch.nn.Module):
     """Locates the user from the detected paths of all stations.
 
@@ -78,6 +88,7 @@ class CoarseLocalizer(torch.nn.Module):
             CoarseLocation; differentiable in the fusion weights through the last least-squares step.
         """
         paths = with_slot(paths)
+        paths = _with_usable_ranges(paths)
         with torch.no_grad():
             weights = None if self.fusion is None else self.fusion(paths)
             path, solution, rival = locate(paths, weights, deployment, self.settings)
