@@ -286,6 +286,23 @@ def test_noise_alone_has_no_paths():
     assert found.range_m.shape == (50, 2, 1)
 
 
+@pytest.mark.parametrize("noise_var", [1e-28, 1.0, 1e12])
+def test_degenerate_snapshots_give_finite_output(noise_var):
+    """Nothing at all, one entry, one path without noise, two that coincide, more paths than the window has elements."""
+    deployment = deployment_with(arrays.upa(4, 4), PILOTS[:12])
+    one, two, many = paths_of(deployment, 1), paths_of(deployment, 2), paths_of(deployment, 4)
+    clean = [channel_response(each, deployment) for each in (one, two._replace(delay=0 * two.delay), many)]
+    single = torch.zeros_like(clean[0])
+    single[..., 3, 5] = 1.0
+    y = torch.cat([0.0 * single, single, *clean])
+    observation = Observation(y, torch.full(y.shape[:-2], noise_var, dtype=torch.float64))
+    for detector in (MusicDetector(window=(6, 2, 2)), MusicDetector(window=(3, 2, 2), order=11)):
+        found = detector(observation, deployment)
+        for name, value in found._asdict().items():
+            assert torch.isfinite(torch.view_as_real(value) if value.is_complex() else value).all(), name
+    assert not MusicDetector(window=(6, 2, 2))(observation, deployment).mask[0].any()
+
+
 @pytest.mark.parametrize(
     ("array", "pilots", "message"),
     [

@@ -140,7 +140,8 @@ class MusicDetector:
         if not isinstance(self.order, str):
             return vector, torch.full_like(value[:, 0], min(self.order, value.shape[-1]), dtype=torch.long)
         trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
-        floor = torch.finfo(trace.dtype).eps * trace  # of a noise-free covariance: what rounding leaves of its zeros
+        # above what rounding leaves of the zeros of a noise-free covariance; of no signal at all, the noise's variance
+        floor = torch.where(trace > 0, size * torch.finfo(trace.dtype).eps * trace, 1.0)
         chol = torch.linalg.cholesky(covariance + floor[:, None, None] * torch.eye(size).to(covariance))
         logdet = 2.0 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         snapshots = effective_snapshots(shape, self.window)
