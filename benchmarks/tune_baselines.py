@@ -72,7 +72,7 @@ def ideal_sync(scenes: Scenes, **settings: Any) -> Any:
 
 
 ESTIMATORS: dict[str, tuple[Callable[..., Any], list[Trial]]] = {
-    "nomp_ls": (nomp_ls, [Trial({"false_alarm": value}) for value in (1e-1, 1e-2, 1e-3)]),
+    "nomp_ls": (nomp_ls, [Trial({"false_alarm": value}) for value in (1e-1, 5e-2, 1e-2, 1e-3)]),
     "music_ls": (
         music_ls,
         [
@@ -148,7 +148,7 @@ def main() -> None:
     """Print one row per setting, and the chosen ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("estimators", nargs="*", help=f"of {', '.join(ESTIMATORS)}; all by default")
-    parser.add_argument("--scenes", type=int, default=32)
+    parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--snr", type=float, nargs="+", default=[0.0, 10.0, 20.0])
     args = parser.parse_args()
     if unknown := sorted(set(args.estimators) - set(ESTIMATORS)):
