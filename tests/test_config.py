@@ -81,7 +81,7 @@ CHOICES = [
     for group in groups
     for option in options_of(group)
     # these refer to `available`, of evaluate.py alone
-    if not (group == "estimator" and option in ("ideal_sync", "omp", "em_sbl"))
+    if not (group == "estimator" and option in ("ideal_sync", "paper_ideal", "omp", "em_sbl"))
 ]
 
 

@@ -112,6 +112,20 @@ def test_unsolvable_scenes_are_flagged(case):
     assert (found.flags & Flag.NO_PATHS > 0).all()
 
 
+def test_known_clocks_are_used(case):
+    """With synchronous stations the ranges are absolute, which beats estimating the offsets."""
+    setup, example, _ = case
+    scene = example.scene._replace(clock_offset=torch.zeros_like(example.scene.clock_offset))
+    oracle = detect(example._replace(scene=scene), setup.deployment)
+    errors = []
+    for std in (0.0, 1e-6):
+        known = setup.deployment._replace(clock_offset_std=torch.tensor(std, dtype=torch.float64))
+        found = PaperLocalizer()(oracle.paths, known)
+        errors.append((found.geometry.ue_position - scene.ue_position).norm(dim=-1).median())
+        assert (found.geometry.offset_m.abs().max() < 1e-3) == (std == 0.0)
+    assert errors[0] < 0.8 * errors[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

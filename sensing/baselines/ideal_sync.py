@@ -22,12 +22,13 @@ class IdealSync:
     Args:
         estimator: the estimator to wrap.
         residual: standard deviation left in the prior, in units of 1 / bandwidth.
+        name: label in tables.
     """
 
-    name, needs_truth, bound = "ideal_sync", True, "peb_sync"
+    needs_truth, bound = True, "peb_sync"
 
-    def __init__(self, estimator: Estimator, residual: float = 1e-4) -> None:
-        self.estimator, self.residual = estimator, residual
+    def __init__(self, estimator: Estimator, residual: float = 1e-4, name: str = "ideal_sync") -> None:
+        self.estimator, self.residual, self.name = estimator, residual, name
         self.front_end = getattr(estimator, "front_end", "nomp")
 
     def __call__(

@@ -18,6 +18,7 @@ from sensing.coarse.private_scatterers import private_scatterers
 from sensing.coarse.repair import degrees_of_freedom
 from sensing.containers import Deployment, Geometry, PathEstimates
 from sensing.errors import ConfigError
+from sensing.units import SPEED_OF_LIGHT
 
 THRESHOLD = 0.0075
 """Largest distance of two rays over the diagonal of the region: tuned on validation scenes of the hall (0.43 m) and of
@@ -31,7 +32,8 @@ class PaperLocalizer(torch.nn.Module):
         threshold_m: largest distance of two rays that belong together [m]; 3/4 % of the region's diagonal when None.
         min_views: stations that must see a shared scatterer (all, if there are fewer); more means fewer false alarms.
         range_weighted: second pass of the triangulation weighted by 1 / range^2.
-        prior: use the Gaussian prior of the clock offsets; as published there is none.
+        prior: use the Gaussian prior of the clock offsets; as published there is none. Clocks known to a tenth of
+            `range_std_m` are taken as known in either case.
         range_std_m: standard deviation of a range residual [m], which balances that prior.
         rounds: most alternations of user and offsets.
         first_step_m: first trial step of the user [m].
@@ -72,6 +74,7 @@ class PaperLocalizer(torch.nn.Module):
             deployment: stations and priors.
         """
         paths = with_slot(paths)
+        known = bool(SPEED_OF_LIGHT * deployment.clock_offset_std < 0.1 * self.range_std_m)
         threshold_m = self.threshold_m
         if threshold_m is None:
             low, high = region_box(deployment)
@@ -82,7 +85,7 @@ class PaperLocalizer(torch.nn.Module):
             gather_members(paths.range_m, clusters.path),
             clusters.path >= 0,
             deployment,
-            prior=self.prior,
+            prior=self.prior or known,
             range_std_m=self.range_std_m,
             rounds=self.rounds,
             first_step_m=self.first_step_m,
