@@ -59,9 +59,10 @@ def omp(scenes: Scenes, grid: Settings, **settings: Any) -> Any:
     return estimator(scenes.example.observation, scenes.deployment, scenes.paths)
 
 
-def em_sbl(scenes: Scenes, grid: Settings, **settings: Any) -> Any:
+def em_sbl(scenes: Scenes, grid: Settings, iterations: int = 100, **settings: Any) -> Any:
     """Sparse Bayesian learning on the location grid."""
-    estimator = GridSbl(localizer=lambda paths, deployment: scenes.coarse, grid=CloudGrid(**grid), **settings)
+    coarse, points = (lambda paths, deployment: scenes.coarse), CloudGrid(**grid)
+    estimator = GridSbl(localizer=coarse, grid=points, iterations=iterations, **settings)
     return estimator(scenes.example.observation, scenes.deployment, scenes.paths)
 
 
