@@ -17,7 +17,7 @@ from sensing.coarse.least_squares import (
 )
 from sensing.coarse.pairs import RayPairs, ray_pairs, region_box, wrap
 from sensing.coarse.repair import fit_fails, repair, take
-from sensing.coarse.user_search import cluster_residuals, search_user
+from sensing.coarse.user_search import cluster_residuals, search_cells, search_user
 from sensing.containers import Deployment, PathEstimates, map_tensors
 from sensing.units import SPEED_OF_LIGHT
 
@@ -25,6 +25,9 @@ SINGLE_GATE = 12.0  # squared residual of one cluster's excess (1 degree of free
 REPEAT_M = 0.2  # user modes closer than this [m] are one
 VOTE_GAP = 12.0  # votes, in nats, by which an alignment may trail the best and still be tried
 HOPELESS = 40.0  # evidence, in nats, that further associations do not make up for
+DOUBT = 15.0  # evidence, in nats, by which the location may fall behind the clusters formed without a user
+CELLS = 48  # users tried where that is so
+CELL_M = 2.0  # standard deviation [m] with which they are known
 RIVAL_GAP = 6.0  # evidence, in nats, by which a rival mode may trail
 
 
@@ -67,15 +70,69 @@ def locate(
     )
     first = _first_candidates(pairs, alignment, paths, weights, deployment, settings.modes)
     num = alignment.score.shape[1] * settings.modes
-    chosen = _promising(first, len(paths.mask), num)
+    path, solution, rival, evidence = _compete(first, num, pairs, paths, weights, deployment, settings)
+    clusters = form_clusters(pairs, alignment.offset_m[:, 0], paths, deployment)
+    doubtful = (evidence < clusters.log_ratio.sum(-1) - DOUBT).nonzero().squeeze(-1)
+    if len(doubtful) == 0:
+        return path, solution, rival
+    rows = (take(pairs, doubtful), take(paths, doubtful), None if weights is None else weights[doubtful])
+    again = _grid_candidates(take(clusters, doubtful), alignment.offset_m[doubtful, 0], *rows, deployment)
+    found = _compete(again, CELLS, *rows, deployment, settings)
+    better = torch.zeros_like(evidence, dtype=torch.bool)
+    better[doubtful] = found[3] > evidence[doubtful]
+    index = torch.zeros_like(better, dtype=torch.int64)
+    index[doubtful] = torch.arange(len(doubtful), device=index.device)
+    path, solution = _merge_solutions(better, found[0][index], take(found[1], index), path, solution)
+    return path, solution, torch.where(better[:, None], found[2][index], rival)
+
+
+def _compete(
+    candidates: Candidates,
+    num: int,
+    pairs: RayPairs,
+    paths: PathEstimates,
+    weights: Tensor | None,
+    deployment: Deployment,
+    settings: Settings,
+) -> tuple[Tensor, Solution, Tensor, Tensor]:
+    """Settle and repair the promising candidates; member paths, solution, rival and evidence of every scene's best."""
+    chosen = _promising(candidates, len(paths.mask), num)
     scene = chosen.place // num
     own, own_pairs, own_weights = take(paths, scene), take(pairs, scene), None if weights is None else weights[scene]
     path, solution = _settle(chosen, own_pairs, own, own_weights, deployment, settings.passes)
     path, solution = repair(path, solution, own, own_weights, deployment, settings.repairs)
-    return _decide(
-        chosen._replace(path=path, solution=solution, evidence=association_evidence(path, solution, own, deployment)),
-        len(paths.mask),
-        num,
+    evidence = association_evidence(path, solution, own, deployment)
+    return _decide(chosen._replace(path=path, solution=solution, evidence=evidence), len(paths.mask), num)
+
+
+def _grid_candidates(
+    clusters: Clusters,
+    offset: Tensor,
+    pairs: RayPairs,
+    paths: PathEstimates,
+    weights: Tensor | None,
+    deployment: Deployment,
+) -> Candidates:
+    """Users all over the region, each of whom gathers clusters of its own.
+
+    Clusters that are formed without the user may hold so many false ones that no mode is near the truth. Knowing the
+    user to a grid cell is enough to tell most of them.
+    """
+    modes = search_cells(clusters, offset, deployment, CELLS)
+    count = modes.ue_position.shape[1]
+    scene = torch.arange(len(offset), device=offset.device).repeat_interleave(count)
+    own, own_weights = take(paths, scene), None if weights is None else weights[scene]
+    beta = modes.common_offset.flatten()
+    ue = modes.ue_position.flatten(0, 1).to(beta)
+    covariance = CELL_M**2 * torch.eye(4, dtype=ue.dtype, device=ue.device).expand(len(ue), 4, 4)
+    user = KnownUser(ue, beta, covariance)
+    gathered = form_clusters(take(pairs, scene), offset[scene], own, deployment, user)
+    data = cluster_measurements(gathered.path, own, own_weights)
+    start = wrap(offset[scene] + beta[:, None], deployment.range_ambiguity)
+    solution = solve_location(data, ue, start, gathered.position, deployment)
+    place = scene * CELLS + torch.arange(len(scene), device=scene.device) % count
+    return Candidates(
+        place, gathered.path, solution, association_evidence(gathered.path, solution, own, deployment)
     )
 
 
@@ -132,7 +189,7 @@ def _pick(candidates: Candidates, rows: Tensor) -> Candidates:
     return Candidates(place[rows], path[rows], take(solution, rows), evidence[rows])
 
 
-def _decide(candidates: Candidates, scenes: int, num: int) -> tuple[Tensor, Solution, Tensor]:
+def _decide(candidates: Candidates, scenes: int, num: int) -> tuple[Tensor, Solution, Tensor, Tensor]:
     """The best candidate of every scene, and the way to the furthest that fits about as well [b xyz]."""
     row = _table(torch.arange(len(candidates.place), device=candidates.place.device), candidates.place, scenes, num, 0)
     evidence = _table(candidates.evidence, candidates.place, scenes, num, -torch.inf)
@@ -145,7 +202,7 @@ def _decide(candidates: Candidates, scenes: int, num: int) -> tuple[Tensor, Solu
     rival = (away > 6.0 * spread.sqrt()[:, None]) & (evidence > best[:, None] - RIVAL_GAP)
     furthest = (away * rival).argmax(1)
     shift = shift[torch.arange(scenes, device=away.device), furthest]
-    return chosen.path, chosen.solution, torch.where(rival.any(-1)[:, None], shift, torch.zeros_like(shift))
+    return chosen.path, chosen.solution, torch.where(rival.any(-1)[:, None], shift, torch.zeros_like(shift)), best
 
 
 def _settle(

@@ -72,10 +72,23 @@ def search_user(
     Returns:
         UserModes; the box centre with the prior mean offset where a scene has no cluster.
     """
+    cells = search_cells(clusters, offset_m, deployment, modes, points, truncation)
+    _, cell = user_grid(deployment, points)
+    return _repeats_last(_refine(cells, clusters, deployment), 0.5 * cell.norm())
+
+
+def search_cells(
+    clusters: Clusters,
+    offset_m: Tensor,
+    deployment: Deployment,
+    cells: int,
+    points: int = 3000,
+    truncation: float = 9.0,
+) -> UserModes:
+    """The best grid cells themselves, at least two cells apart; arguments as in `search_user`."""
     grid, cell = user_grid(deployment, points)
     cost, beta = grid_cost(grid, cell, clusters, offset_m, deployment, truncation)
-    refined = _refine(_distinct(grid, beta, cost, cell, modes), clusters, deployment)
-    return _repeats_last(refined, 0.5 * cell.norm())
+    return _distinct(grid, beta, cost, cell, cells)
 
 
 def grid_cost(
