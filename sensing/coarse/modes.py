@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sensing.coarse.alignment import Alignment, align_stations
+from sensing.coarse.candidates import Candidates, Located, decide, pick, promising
 from sensing.coarse.clusters import Clusters, KnownUser, form_clusters
 from sensing.coarse.evidence import association_evidence
 from sensing.coarse.least_squares import (
@@ -17,18 +18,16 @@ from sensing.coarse.least_squares import (
 )
 from sensing.coarse.pairs import RayPairs, ray_pairs, region_box, wrap
 from sensing.coarse.repair import fit_fails, repair, take
-from sensing.coarse.user_search import cluster_residuals, search_cells, search_user
+from sensing.coarse.second_look import CELLS, grid_candidates, twin_candidates
+from sensing.coarse.user_search import cluster_residuals, search_user
 from sensing.containers import Deployment, PathEstimates, map_tensors
 from sensing.units import SPEED_OF_LIGHT
 
 SINGLE_GATE = 12.0  # squared residual of one cluster's excess (1 degree of freedom) that still counts as agreeing
-REPEAT_M = 0.2  # user modes closer than this [m] are one
-VOTE_GAP = 12.0  # votes, in nats, by which an alignment may trail the best and still be tried
-HOPELESS = 40.0  # evidence, in nats, that further associations do not make up for
 DOUBT = 15.0  # evidence, in nats, by which the location may fall behind the clusters formed without a user
-CELLS = 48  # users tried where that is so
-CELL_M = 2.0  # standard deviation [m] with which they are known
-RIVAL_GAP = 6.0  # evidence, in nats, by which a rival mode may trail
+TWIN_GAP = 15.0  # evidence, in nats, by which a twin may trail before it has gathered its own clusters
+SLACK = 1e-3  # of the evidence of one solution refined twice
+VOTE_GAP = 12.0  # votes, in nats, by which an alignment may trail the best and still be tried
 
 
 class Settings(NamedTuple):
@@ -39,15 +38,6 @@ class Settings(NamedTuple):
     pair_gate: float  # chi-square gate of ray pairs
     alignments: int  # alignments of the stations that are tried
     repairs: int  # leave-one-out rounds for fits that fail their test
-
-
-class Candidates(NamedTuple):
-    """Solutions under trial, those of all scenes along one axis."""
-
-    place: Tensor  # [n] int64: scene times the candidates of a scene, plus the candidate
-    path: Tensor  # [n cluster bs]
-    solution: Solution  # [n ...]
-    evidence: Tensor  # [n]
 
 
 def locate(
@@ -70,20 +60,35 @@ def locate(
     )
     first = _first_candidates(pairs, alignment, paths, weights, deployment, settings.modes)
     num = alignment.score.shape[1] * settings.modes
-    path, solution, rival, evidence = _compete(first, num, pairs, paths, weights, deployment, settings)
+    found = _compete(first, num, pairs, paths, weights, deployment, settings)
     clusters = form_clusters(pairs, alignment.offset_m[:, 0], paths, deployment)
-    doubtful = (evidence < clusters.log_ratio.sum(-1) - DOUBT).nonzero().squeeze(-1)
-    if len(doubtful) == 0:
-        return path, solution, rival
-    rows = (take(pairs, doubtful), take(paths, doubtful), None if weights is None else weights[doubtful])
-    again = _grid_candidates(take(clusters, doubtful), alignment.offset_m[doubtful, 0], *rows, deployment)
-    found = _compete(again, CELLS, *rows, deployment, settings)
-    better = torch.zeros_like(evidence, dtype=torch.bool)
-    better[doubtful] = found[3] > evidence[doubtful]
-    index = torch.zeros_like(better, dtype=torch.int64)
-    index[doubtful] = torch.arange(len(doubtful), device=index.device)
-    path, solution = _merge_solutions(better, found[0][index], take(found[1], index), path, solution)
-    return path, solution, torch.where(better[:, None], found[2][index], rival)
+    rows = (found.evidence < clusters.log_ratio.sum(-1) - DOUBT).nonzero().squeeze(-1)
+    if len(rows):
+        given = take(pairs, rows), take(paths, rows), None if weights is None else weights[rows]
+        again = grid_candidates(take(clusters, rows), alignment.offset_m[rows, 0], *given, deployment)
+        found = _better(found, _compete(again, CELLS, *given, deployment, settings), rows)
+    twins = twin_candidates(found.path, found.solution, paths, weights, deployment)
+    num = len(twins.place) // len(paths.mask)
+    rows = promising(twins, len(paths.mask), num, TWIN_GAP).place // num
+    rows = (rows.bincount(minlength=len(paths.mask)) > 1).nonzero().squeeze(-1)
+    if len(rows):
+        given = take(pairs, rows), take(paths, rows), None if weights is None else weights[rows]
+        kept = (rows[:, None] * num + torch.arange(num, device=rows.device)).flatten()
+        twins = pick(twins, kept)._replace(place=torch.arange(len(kept), device=rows.device))
+        found = _better(found, _compete(twins, num, *given, deployment, settings), rows, SLACK)
+    return found.path, found.solution, found.rival
+
+
+def _better(old: Located, new: Located, rows: Tensor, slack: float = 0.0) -> Located:
+    """Take the new results of some scenes where their evidence is higher, or lower by no more than the slack."""
+    better, index = torch.zeros_like(old.evidence, dtype=torch.bool), torch.zeros_like(old.path[:, 0, 0])
+    better[rows] = new.evidence > old.evidence[rows] - slack
+    index[rows] = torch.arange(len(rows), device=rows.device)
+    path, solution = _merge_solutions(better, new.path[index], take(new.solution, index), old.path, old.solution)
+    # a rival that the old search knew remains one of the same place
+    known = (old.rival != 0).any(-1) & (new.rival[index] == 0).all(-1)
+    rival = torch.where((better & ~known)[:, None], new.rival[index], old.rival)
+    return Located(path, solution, rival, torch.where(better, new.evidence[index], old.evidence))
 
 
 def _compete(
@@ -94,46 +99,15 @@ def _compete(
     weights: Tensor | None,
     deployment: Deployment,
     settings: Settings,
-) -> tuple[Tensor, Solution, Tensor, Tensor]:
-    """Settle and repair the promising candidates; member paths, solution, rival and evidence of every scene's best."""
-    chosen = _promising(candidates, len(paths.mask), num)
+) -> Located:
+    """Settle and repair the promising candidates, and choose the best of every scene."""
+    chosen = promising(candidates, len(paths.mask), num)
     scene = chosen.place // num
     own, own_pairs, own_weights = take(paths, scene), take(pairs, scene), None if weights is None else weights[scene]
     path, solution = _settle(chosen, own_pairs, own, own_weights, deployment, settings.passes)
     path, solution = repair(path, solution, own, own_weights, deployment, settings.repairs)
     evidence = association_evidence(path, solution, own, deployment)
-    return _decide(chosen._replace(path=path, solution=solution, evidence=evidence), len(paths.mask), num)
-
-
-def _grid_candidates(
-    clusters: Clusters,
-    offset: Tensor,
-    pairs: RayPairs,
-    paths: PathEstimates,
-    weights: Tensor | None,
-    deployment: Deployment,
-) -> Candidates:
-    """Users all over the region, each of whom gathers clusters of its own.
-
-    Clusters that are formed without the user may hold so many false ones that no mode is near the truth. Knowing the
-    user to a grid cell is enough to tell most of them.
-    """
-    modes = search_cells(clusters, offset, deployment, CELLS)
-    count = modes.ue_position.shape[1]
-    scene = torch.arange(len(offset), device=offset.device).repeat_interleave(count)
-    own, own_weights = take(paths, scene), None if weights is None else weights[scene]
-    beta = modes.common_offset.flatten()
-    ue = modes.ue_position.flatten(0, 1).to(beta)
-    covariance = CELL_M**2 * torch.eye(4, dtype=ue.dtype, device=ue.device).expand(len(ue), 4, 4)
-    user = KnownUser(ue, beta, covariance)
-    gathered = form_clusters(take(pairs, scene), offset[scene], own, deployment, user)
-    data = cluster_measurements(gathered.path, own, own_weights)
-    start = wrap(offset[scene] + beta[:, None], deployment.range_ambiguity)
-    solution = solve_location(data, ue, start, gathered.position, deployment)
-    place = scene * CELLS + torch.arange(len(scene), device=scene.device) % count
-    return Candidates(
-        place, gathered.path, solution, association_evidence(gathered.path, solution, own, deployment)
-    )
+    return decide(chosen._replace(path=path, solution=solution, evidence=evidence), len(paths.mask), num)
 
 
 def _first_candidates(
@@ -159,50 +133,6 @@ def _first_candidates(
     path, solution = path.flatten(0, 1), Solution(*(field.flatten(0, 1) for field in solution))
     own = take(own, torch.arange(len(scene), device=path.device).repeat_interleave(found))
     return Candidates(place, path, solution, association_evidence(path, solution, own, deployment))
-
-
-def _table(values: Tensor, place: Tensor, scenes: int, num: int, fill: float) -> Tensor:
-    """Values [n ...] of candidates as [scene candidate ...]."""
-    table = values.new_full((scenes * num, *values.shape[1:]), fill)
-    return table.index_copy(0, place, values).unflatten(0, (scenes, num))
-
-
-def _promising(candidates: Candidates, scenes: int, num: int) -> Candidates:
-    """Candidates that are no repeats of a better one and not hopeless; the best of every scene in any case."""
-    evidence = _table(candidates.evidence, candidates.place, scenes, num, -torch.inf)
-    state = torch.cat([candidates.solution.ue_position, candidates.solution.offset_m], -1)
-    state = _table(state, candidates.place, scenes, num, torch.nan)
-    best, leader = evidence.max(1)
-    order = evidence.argsort(dim=1, descending=True, stable=True)
-    ranked = state.gather(1, order[..., None].expand_as(state))
-    near = (ranked[:, :, None] - ranked[:, None]).norm(dim=-1) < REPEAT_M
-    repeat = torch.zeros_like(near[..., 0]).scatter(1, order, torch.tril(near, diagonal=-1).any(-1))
-    keep = ~repeat & (evidence > best[:, None] - HOPELESS)
-    keep = keep | torch.nn.functional.one_hot(leader, num).bool()
-    rows = keep.flatten()[candidates.place].nonzero().squeeze(-1)
-    return _pick(candidates, rows)
-
-
-def _pick(candidates: Candidates, rows: Tensor) -> Candidates:
-    """Some of the candidates."""
-    place, path, solution, evidence = candidates
-    return Candidates(place[rows], path[rows], take(solution, rows), evidence[rows])
-
-
-def _decide(candidates: Candidates, scenes: int, num: int) -> tuple[Tensor, Solution, Tensor, Tensor]:
-    """The best candidate of every scene, and the way to the furthest that fits about as well [b xyz]."""
-    row = _table(torch.arange(len(candidates.place), device=candidates.place.device), candidates.place, scenes, num, 0)
-    evidence = _table(candidates.evidence, candidates.place, scenes, num, -torch.inf)
-    user = _table(candidates.solution.ue_position, candidates.place, scenes, num, 0.0)
-    best, leader = evidence.max(1)
-    chosen = _pick(candidates, row.gather(1, leader[:, None]).squeeze(1))
-    shift = user - chosen.solution.ue_position[:, None]
-    away = shift.norm(dim=-1)
-    spread = inverse_information(chosen.solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0)
-    rival = (away > 6.0 * spread.sqrt()[:, None]) & (evidence > best[:, None] - RIVAL_GAP)
-    furthest = (away * rival).argmax(1)
-    shift = shift[torch.arange(scenes, device=away.device), furthest]
-    return chosen.path, chosen.solution, torch.where(rival.any(-1)[:, None], shift, torch.zeros_like(shift)), best
 
 
 def _settle(
