@@ -41,7 +41,7 @@ def test_from_the_wrong_twin_the_right_one_is_found(ambiguous):
 
 
 def test_the_better_twin_is_chosen_and_the_other_reported(ambiguous):
-    path, right, wrong, paths, deployment = ambiguous
+    path, _, wrong, paths, deployment = ambiguous
     found = twin_candidates(path, wrong, paths, None, deployment)
     num = len(found.place)
     kept = promising(found, 1, num, gap=1e3)
