@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sensing.coarse.evidence import association_evidence
+from sensing.coarse.evidence import association_evidence, clock_allowance
 from sensing.coarse.least_squares import cluster_measurements, solve_location
 from sensing.coarse.pairs import region_box, wrap
 from sensing.geometry import tangent_basis
@@ -102,3 +102,18 @@ def test_no_members_no_evidence(hall, solved):
     start = box.mean(0)[None], torch.zeros(1, 4).double(), torch.zeros(1, path.shape[1], 3).double()
     alone = solve_location(cluster_measurements(empty, paths), *start, hall.deployment)
     assert abs(float(association_evidence(empty, alone, paths, hall.deployment)[0])) < 1e-6
+
+
+@pytest.mark.parametrize("wider", [10.0, 100.0])
+def test_clock_allowance_is_what_a_wider_prior_costs(hall, solved, wider):
+    """Evidence of well measured offsets falls by the log of the prior's width, station by station."""
+    path, solution, paths = solved
+    deployment = hall.deployment
+    wide = deployment._replace(clock_offset_std=wider * deployment.clock_offset_std)
+    data = cluster_measurements(path, paths)
+    start = solution.ue_position, solution.offset_m, solution.position
+    again = solve_location(data, *start, wide)
+    lost = association_evidence(path, solution, paths, deployment) - association_evidence(path, again, paths, wide)
+    prior = 0.5 * (solution.offset_m / (C * deployment.clock_offset_std)).square().sum() * (1.0 - wider**-2)
+    allowance = clock_allowance(wide) - clock_allowance(deployment)
+    assert abs(float(lost[0] + prior - allowance)) < 0.5

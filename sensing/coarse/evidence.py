@@ -9,6 +9,7 @@ from sensing.coarse.clusters import gather_members, path_log_det
 from sensing.coarse.least_squares import Solution, cluster_measurements, eliminated_system, location_prior
 from sensing.coarse.pairs import region_box
 from sensing.containers import Deployment, PathEstimates
+from sensing.units import SPEED_OF_LIGHT
 
 
 def association_evidence(
@@ -36,11 +37,27 @@ def association_evidence(
     clusters, count = member.any(-1).sum(-1), member.sum((-2, -1))
     box = region_box(deployment)
     span, volume = (box[1] - box[0]).norm(), (box[1] - box[0]).prod()
-    # a flat prior of the clocks has no density: it is taken as wide as the span, like an unrelated path's range
-    precision = location_prior(deployment).precision
-    proper = torch.where(precision > 0, precision, 2.0 * torch.pi / span.square())
+    precision, proper = location_prior(deployment).precision, proper_precision(deployment)
     cost, log_det = eliminated_system(solution, cluster_measurements(path, paths), deployment, proper - precision)
     information = (gather_members(path_log_det(paths), path) * member).sum((-2, -1))
     evidence = 0.5 * (information - cost - log_det + proper.log().sum()) + count * torch.log(span * 2.0 * torch.pi)
     evidence = evidence - 1.5 * math.log(2.0 * math.pi) * (count - clusters) + clusters * (log_odds - volume.log())
     return torch.nan_to_num(evidence, nan=-torch.inf, posinf=-torch.inf)
+
+
+def proper_precision(deployment: Deployment) -> Tensor:
+    """Prior precision of (user, offsets); a flat prior, which has no density, as wide as the span [3+bs].
+
+    That is as wide as the range of an unrelated path.
+    """
+    precision, box = location_prior(deployment).precision, region_box(deployment)
+    return torch.where(precision > 0, precision, 2.0 * torch.pi / (box[1] - box[0]).square().sum())
+
+
+def clock_allowance(deployment: Deployment) -> Tensor:
+    """Evidence, in nats, that clocks less certain than the delay resolution cost a location, [].
+
+    Clusters that are formed without the user know nothing of the prior of the clocks and do not pay for its width.
+    """
+    resolution = SPEED_OF_LIGHT / deployment.bandwidth
+    return -0.5 * (proper_precision(deployment)[3:] * resolution.square()).clamp_max(1.0).log().sum()

@@ -8,7 +8,7 @@ from torch import Tensor
 from sensing.coarse.alignment import Alignment, align_stations
 from sensing.coarse.candidates import Candidates, Located, decide, pick, promising
 from sensing.coarse.clusters import Clusters, KnownUser, form_clusters
-from sensing.coarse.evidence import association_evidence
+from sensing.coarse.evidence import association_evidence, clock_allowance
 from sensing.coarse.least_squares import (
     Measurements,
     Solution,
@@ -27,7 +27,7 @@ SINGLE_GATE = 12.0  # squared residual of one cluster's excess (1 degree of free
 DOUBT = 15.0  # evidence, in nats, by which the location may fall behind the clusters formed without a user
 TWIN_GAP = 15.0  # evidence, in nats, by which a twin may trail before it has gathered its own clusters
 SLACK = 1e-3  # of the evidence of one solution refined twice
-VOTE_GAP = 12.0  # votes, in nats, by which an alignment may trail the best and still be tried
+VOTE_GAP = 8.0  # votes, in nats, by which an alignment may trail the best and still be tried
 
 
 class Settings(NamedTuple):
@@ -62,7 +62,8 @@ def locate(
     num = alignment.score.shape[1] * settings.modes
     found = _compete(first, num, pairs, paths, weights, deployment, settings)
     clusters = form_clusters(pairs, alignment.offset_m[:, 0], paths, deployment)
-    rows = (found.evidence < clusters.log_ratio.sum(-1) - DOUBT).nonzero().squeeze(-1)
+    promised = clusters.log_ratio.sum(-1) - clock_allowance(deployment)
+    rows = (found.evidence < promised - DOUBT).nonzero().squeeze(-1)
     if len(rows):
         given = take(pairs, rows), take(paths, rows), None if weights is None else weights[rows]
         again = grid_candidates(take(clusters, rows), alignment.offset_m[rows, 0], *given, deployment)
