@@ -20,7 +20,7 @@ from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Ob
 from sensing.errors import ConfigError, ShapeError
 from sensing.fusion.weights import FusionWeights
 from sensing.inference.iteration import select
-from sensing.inference.outcome import to_estimate
+from sensing.inference.outcome import free_positions, to_estimate
 from sensing.inference.unrolled import Refined, Unrolled
 from sensing.units import SPEED_OF_LIGHT
 
@@ -104,7 +104,9 @@ class LocationEstimator(nn.Module):
                 observation, paths = self.detect(observation, deployment)
         coarse = self.localizer(paths, deployment)
         refined, lost = self.refine(observation, deployment, coarse)
-        estimate = to_estimate(refined.final, refined.problem)
+        estimate = as_located(
+            to_estimate(refined.final, refined.problem), refined, coarse, self.coarse_is_final(coarse)
+        )
         flags = coarse.flags | torch.where(lost, Flag.DIVERGED, 0)
         assert estimate.covariance is not None
         covariance = doubtful_covariance(estimate.covariance, flags, coarse, deployment)
@@ -113,6 +115,10 @@ class LocationEstimator(nn.Module):
     def detect(self, observation: Observation, deployment: Deployment) -> tuple[Observation, PathEstimates]:
         """Paths of all stations, and the observation with the noise variance that they were detected with."""
         return detect(observation, deployment, self.detector, self.noise)
+
+    def coarse_is_final(self, coarse: CoarseLocation) -> Tensor:
+        """Scenes [b] located by the coarse stage: the iterations trust the model and know no line of sight."""
+        return (coarse.direct >= 0).any(-1) | (getattr(self.localizer, "model_error", 0.0) > 0)
 
     def refine(
         self, observation: Observation, deployment: Deployment, coarse: CoarseLocation
@@ -124,6 +130,32 @@ class LocationEstimator(nn.Module):
             start = self.unrolled.evaluate_at(observation, deployment, coarse.geometry)
             refined = refined._replace(final=select(lost, start, refined.final))
         return refined, lost
+
+
+def as_located(estimate: Estimate, refined: Refined, coarse: CoarseLocation, final: Tensor) -> Estimate:
+    """The estimate with the coarse location where that is final [b] bool; the channel stays the refined one.
+
+    Free paths are placed by the coarse user and offsets; their covariance stays.
+    """
+    if not bool(final.any()):
+        return estimate
+    assert estimate.scatterer_covariance is not None
+    solution, nodes = coarse.solution, coarse.solution.position.shape[-2]
+    geometry = refined.final.geometry._replace(ue_position=solution.ue_position, offset_m=solution.offset_m)
+    free, _ = free_positions(geometry, refined.problem)
+    located = estimate._replace(
+        ue_position=solution.ue_position,
+        clock_offset=solution.offset_m / SPEED_OF_LIGHT,
+        covariance=inverse_information(solution.information),
+        scatterer_position=torch.cat([solution.position, free.flatten(-3, -2)], -2),
+        scatterer_covariance=torch.cat(
+            [solution.node_covariance, estimate.scatterer_covariance[..., nodes:, :, :]], -3
+        ),
+    )
+    fields = ("ue_position", "clock_offset", "covariance", "scatterer_position", "scatterer_covariance")
+    return estimate._replace(
+        **{name: select(final, getattr(located, name), getattr(estimate, name)) for name in fields}
+    )
 
 
 def check_batch(observation: Observation, deployment: Deployment, noise_known: bool = True) -> None:

@@ -99,7 +99,7 @@ def hall_scenes():
         "coplanar, vertical": (make(plan, wall), None),
         "all at the user's height": (make(plan, level), None),
         "all on a line": (make(plan, line_of_points(0)), Flag.SECOND_MODE),
-        "another line": (make(plan, line_of_points(3), seed=3), Flag.SECOND_MODE),
+        "another line": (make(plan, line_of_points(3), seed=3), None),
         "a circle about the user": (make(plan, circle_about_the_user()), Flag.SECOND_MODE),
         "a scatterer at a station": (make(plan, torch.cat([position[:7], plan.bs_position[:1] + 1e-3])), 0),
         "the user at a scatterer": (make(plan, position, user=tuple(position[0].tolist())), 0),

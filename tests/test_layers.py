@@ -10,7 +10,7 @@ LAYERS = [
     "checks",
     "containers",
     "waves",
-    "geometry arrays ofdm walls",
+    "geometry arrays ofdm walls resolution",
     "channel operators",
     "simulation fusion bounds",
     "coarse",

@@ -5,17 +5,21 @@ import math
 import pytest
 import torch
 from scipy.optimize import least_squares
+from torch.func import grad, jacrev
 
 from sensing.coarse.least_squares import (
     Measurements,
+    PathData,
     cluster_measurements,
     differentiable_step,
+    line_of_sight_system,
     location_prior,
     solve_location,
 )
 from sensing.coarse.pairs import region_box
-from sensing.containers import map_tensors
-from tests.reference.oracle import C, detect, members
+from sensing.coarse.repair import fit_fails
+from sensing.containers import PathEstimates, map_tensors
+from tests.reference.oracle import C, detect, members, single_path
 
 INF = float("inf")
 
@@ -169,7 +173,7 @@ def test_flat_prior_and_a_station_without_paths(hall, case):
     found = solve_location(data, *begin, deployment, steps=60, tolerance=1e-9)
     assert all(torch.isfinite(field).all() for field in found)
     three = deployment._replace(bs_position=deployment.bs_position[:3], bs_rotation=deployment.bs_rotation[:3])
-    fewer = Measurements(*(field[:, :, :3] for field in data))
+    fewer = Measurements(*(field[:, :, :3] for field in data if field is not None))
     alone = solve_location(
         fewer, begin[0], begin[1][:, :3], begin[2], three._replace(region=region_box(deployment)), 60
     )
@@ -214,3 +218,94 @@ def test_the_differentiable_step_leaves_the_value_alone(hall, case):
     assert torch.equal(stepped[0], base.ue_position)
     assert torch.equal(stepped[1], base.offset_m)
     assert torch.equal(stepped[2], base.position)
+
+
+def line_residual(x, data, deployment):
+    """All residuals of the lines of sight of one scene at (user, offsets) x [n], root of the information applied."""
+    leg = x[:3] - deployment.bs_position
+    length = leg.norm(dim=-1)
+    miss = torch.cat([(length + x[3:] - data.range_m)[:, None], leg / length[:, None] - data.direction], -1)
+    value, vector = torch.linalg.eigh(data.information)
+    return (value.clamp_min(0).sqrt()[:, :, None] * vector.mT @ miss[..., None]).flatten()
+
+
+def lines(ue, offset, deployment, noise=0.0, absent=None, seed=0):
+    """Lines of sight [b bs 1] of users, the first path of every station."""
+    generator = torch.Generator().manual_seed(seed)
+    leg = ue[:, None] - deployment.bs_position
+    shift = noise * torch.randn(*leg.shape[:2], 4, generator=generator, dtype=torch.float64)
+    ranges, direction = leg.norm(dim=-1) + offset + shift[..., 0], leg / leg.norm(dim=-1, keepdim=True)
+    direction = direction + 0.1 * shift[..., 1:]
+    mask = torch.ones(len(ue), len(deployment.bs_position), 1, dtype=torch.bool)
+    if absent is not None:
+        mask[:, absent] = False
+    ranges = torch.remainder(ranges, deployment.range_ambiguity)
+    return single_path(ranges[..., None], direction[:, :, None], 0.05, 0.004, mask)
+
+
+def test_lines_of_sight_against_automatic_differentiation(hall):
+    deployment = hall.deployment
+    generator = torch.Generator().manual_seed(4)
+    ue = torch.tensor([[12.0, 25.0, 1.5], [30.0, 7.0, 3.0]], dtype=torch.float64)
+    offset = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+    paths = lines(ue, offset, deployment, noise=0.3, absent=2)
+    # correlated range and direction, as of neighbouring paths
+    mix = torch.randn(2, 4, 1, 4, 4, generator=generator, dtype=torch.float64)
+    paths = paths._replace(information=paths.mask[..., None, None] * (paths.information + mix @ mix.mT))
+    data = PathData(paths.range_m[..., 0], paths.direction[..., 0, :], paths.information[..., 0, :, :])
+    at = torch.cat([ue + 0.2, offset - 0.3], -1)
+    found = line_of_sight_system(at[:, :3], at[:, 3:], data, deployment)
+    for b in range(2):
+
+        def residual(x, b=b):
+            # far from the ambiguity's edge: nothing wraps
+            whole = x[3:] + torch.linalg.vector_norm(x[:3] - deployment.bs_position, dim=-1)
+            turns = torch.round((whole.detach() - data.range_m[b]) / deployment.range_ambiguity)
+            true = one(data, b)._replace(range_m=data.range_m[b] + turns * deployment.range_ambiguity)
+            return line_residual(x, true, deployment)
+
+        jac = jacrev(residual)(at[b])
+        gradient = grad(lambda x: 0.5 * residual(x).square().sum())(at[b])
+        torch.testing.assert_close(found.cost[b], residual(at[b]).square().sum(), rtol=1e-8, atol=0)
+        torch.testing.assert_close(found.gradient[b], gradient, rtol=1e-8, atol=1e-8 * float(gradient.abs().max()))
+        curvature = jac.T @ jac
+        torch.testing.assert_close(found.common[b], curvature, rtol=1e-8, atol=1e-8 * float(curvature.abs().max()))
+        assert (found.common[b, 5] == 0).all()  # the third station has none
+
+
+@pytest.mark.parametrize("std_m", [2.4, INF])
+def test_lines_of_sight_alone_locate_the_user(hall, std_m):
+    """Two noise-free directions cross at the user, and each range then tells its clock."""
+    deployment = with_std(hall.deployment, std_m)
+    ue = torch.tensor([[12.0, 25.0, 1.5], [30.0, 7.0, 3.0]], dtype=torch.float64)
+    offset = torch.tensor([[1.0, -0.5, 0.3, -2.0], [0.4, 0.1, -0.2, 3.0]], dtype=torch.float64)
+    paths = lines(ue, offset, deployment, absent=3)
+    path = torch.full((2, 1, 4), -1)
+    data = cluster_measurements(path, paths, direct=torch.tensor([[0, 0, 0, -1]] * 2))
+    start = ue + torch.tensor([3.0, -2.0, 1.0]), torch.zeros_like(offset), torch.zeros(2, 1, 3).double()
+    found = solve_location(data, *start, deployment, steps=40, tolerance=1e-12)
+    assert all(torch.isfinite(field).all() for field in found)
+    # the clocks' prior, where there is one, pulls by much less than a standard deviation of a path
+    pull = 1e-4 if std_m == INF else 0.05
+    assert (found.ue_position - ue).abs().max() < pull
+    assert (found.offset_m - offset)[:, :3].abs().max() < pull
+    assert found.offset_m[:, 3].abs().max() < 1e-6  # no path: the prior's mean
+
+
+def test_lines_of_sight_sharpen_clusters(hall):
+    """With scatterers and lines of sight both: noise-free paths lead to the truth, from where they are worse placed."""
+    example, oracle, path, start = setup(hall, noise=0.0)
+    straight = lines(start[0], start[1], hall.deployment)
+    both = PathEstimates(*(torch.cat(pair, 2) for pair in zip(oracle.paths, straight, strict=True)))
+    last = torch.full((3, 4), both.mask.shape[-1] - 1)
+    begin = [field + 0.5 for field in start]
+    deployment = with_std(hall.deployment, INF)
+    with_line, without = (
+        solve_location(cluster_measurements(path, both, direct=line), *begin, deployment, steps=60, tolerance=1e-12)
+        for line in (last, None)
+    )
+    assert (with_line.ue_position - example.scene.ue_position).abs().max() < 1e-4
+    assert (with_line.offset_m - start[1]).abs().max() < 1e-4
+    assert not fit_fails(with_line.cost, path, direct=last).any()
+    gained = with_line.information - without.information
+    assert (torch.linalg.eigvalsh(gained)[:, 0] > -1e-6 * without.information.abs().amax((-2, -1))).all()

@@ -51,7 +51,12 @@ def outside_region(solution: Solution, deployment: Deployment) -> Tensor:
 
 
 def valley_end(
-    path: Tensor, solution: Solution, paths: PathEstimates, weights: Tensor | None, deployment: Deployment
+    path: Tensor,
+    solution: Solution,
+    paths: PathEstimates,
+    weights: Tensor | None,
+    deployment: Deployment,
+    direct: Tensor | None = None,
 ) -> Tensor:
     """Way [b xyz] from the user to another place that fits as well along the weakest direction; zero where none does.
 
@@ -65,6 +70,7 @@ def valley_end(
         paths: detected paths.
         weights: [b bs path 2] fusion weights or None.
         deployment: stations and priors.
+        direct: [b bs] lines of sight, -1 for none; None: none at all.
     """
     covariance = inverse_information(solution.information)
     variance, axes = torch.linalg.eigh(covariance[:, :3, :3])
@@ -82,7 +88,8 @@ def valley_end(
     def repeated(field: Tensor) -> Tensor:
         return field[:, None].expand(-1, len(reach), *field.shape[1:])
 
-    data = cluster_measurements(path[rows], take(paths, rows), None if weights is None else weights[rows])
+    own_weights, line = (None if field is None else field[rows] for field in (weights, direct))
+    data = cluster_measurements(path[rows], take(paths, rows), own_weights, line)
     data = map_tensors(data, repeated)
     end = solve_location(data, state[..., :3], state[..., 3:], repeated(start.position), deployment)
     moves = end.ue_position - start.ue_position[:, None]

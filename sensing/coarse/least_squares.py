@@ -1,7 +1,8 @@
 """Path-level weighted least squares of user, clock offsets and shared scatterers.
 
-    min  sum_{k,q in k} r_kq^T W_kq r_kq + sum_q (c delta_q)^2 / (c sigma)^2 + height prior + walls of the region,
+    min  sum_{k,q in k} r_kq^T W_kq r_kq + sum_q d_q^T W_q d_q + sum_q (c delta_q)^2 / (c sigma)^2 + height + walls,
     r_kq = [ ||s_k - b_q|| + ||s_k - u|| + c delta_q - range_q ; (s_k - b_q)/||s_k - b_q|| - direction_q ]
+    d_q  = [ ||u - b_q|| + c delta_q - range_q ; (u - b_q)/||u - b_q|| - direction_q ]     (line of sight, where seen)
 
 with W the full information of each detected path, so that it is the maximum a posteriori estimate given the detections.
 Levenberg-Marquardt with the scatterers eliminated (3x3 blocks); everything is batched over scenes and starts. It
@@ -16,17 +17,26 @@ from torch import Tensor
 from sensing.coarse.clusters import gather_members
 from sensing.coarse.pairs import region_box, wrap
 from sensing.containers import Deployment, PathEstimates
-from sensing.geometry import bounce_ranges
+from sensing.geometry import bounce_ranges, direction_and_range
 from sensing.units import SPEED_OF_LIGHT
 from sensing.walls import beyond, user_walls
 
 
+class PathData(NamedTuple):
+    """Measured paths; leading axes are batch axes."""
+
+    range_m: Tensor  # [* bs]
+    direction: Tensor  # [* bs xyz]
+    information: Tensor  # [* bs 4 4], zero where the station has none
+
+
 class Measurements(NamedTuple):
-    """Member paths of each cluster; leading axes are batch axes."""
+    """Member paths of each cluster, and the lines of sight; leading axes are batch axes."""
 
     range_m: Tensor  # [* cluster bs]
     direction: Tensor  # [* cluster bs xyz]
     information: Tensor  # [* cluster bs 4 4], zero where the station has no member
+    direct: PathData | None = None  # [* bs ...]
 
 
 class Solution(NamedTuple):
@@ -75,25 +85,31 @@ def location_prior(deployment: Deployment) -> LocationPrior:
     return LocationPrior(mean, precision)
 
 
-def cluster_measurements(path: Tensor, paths: PathEstimates, weights: Tensor | None = None) -> Measurements:
+def cluster_measurements(
+    path: Tensor, paths: PathEstimates, weights: Tensor | None = None, direct: Tensor | None = None
+) -> Measurements:
     """Collect the member paths [b cluster bs] of each cluster.
 
     Args:
         path: member indices, -1 for none.
         paths: detected paths.
         weights: [b bs path 2] fusion weights that multiply the information of range and direction; None is one.
+        direct: [b bs] index of each station's line of sight, -1 for none.
     """
     information = paths.information
     if weights is not None:
         root = weights.sqrt()
         root = torch.cat([root[..., :1], root[..., 1:].expand(*root.shape[:-1], 3)], -1)
         information = information * root[..., :, None] * root[..., None, :]
+    everything = PathData(paths.range_m, paths.direction, information)
+    line = None if direct is None else PathData(*(field[:, 0] for field in _gather(everything, direct[:, None])))
+    return Measurements(*_gather(everything, path), line)
+
+
+def _gather(data: PathData, path: Tensor) -> PathData:
     member = (path >= 0)[..., None, None]
-    return Measurements(
-        gather_members(paths.range_m, path),
-        gather_members(paths.direction, path),
-        gather_members(information, path) * member,
-    )
+    range_m, direction, information = (gather_members(field, path) for field in data)
+    return PathData(range_m, direction, information * member)
 
 
 def _assemble(
@@ -134,7 +150,34 @@ def _assemble(
     gradient[..., :3] += wall * distance
     cost = (residual * weighted_residual).sum((-3, -2, -1)) + (prior.precision * (state - prior.mean).square()).sum(-1)
     cost = cost + (wall * distance.square()).sum(-1)
+    if data.direct is not None:
+        line = line_of_sight_system(ue, offset, data.direct, deployment)
+        common, gradient, cost = common + line.common, gradient + line.gradient, cost + line.cost
     return _System(common, cross, block, gradient, node_gradient, cost, wall)
+
+
+class LineSystem(NamedTuple):
+    """Normal equations of the lines of sight over (user, offsets)."""
+
+    common: Tensor  # [* n n]
+    gradient: Tensor  # [* n]
+    cost: Tensor  # [*]
+
+
+def line_of_sight_system(ue: Tensor, offset: Tensor, data: PathData, deployment: Deployment) -> LineSystem:
+    """A line of sight is a path whose scatterer is the user: `[||u - b|| + c delta; direction of u - b]`."""
+    k, leg = direction_and_range(ue[..., None, :], deployment.bs_position)  # [* bs xyz], from the station to the user
+    residual_range = wrap(leg + offset - data.range_m, deployment.range_ambiguity)
+    residual = torch.cat([residual_range[..., None], k - data.direction], -1)
+    eye = torch.eye(3 + len(deployment.bs_position), dtype=ue.dtype, device=ue.device)
+    jac = residual.new_zeros(*residual.shape, len(eye))
+    jac[..., 0, :3] = k
+    jac[..., 0, 3:] = eye[3:, 3:]
+    jac[..., 1:, :3] = (eye[:3, :3] - k[..., :, None] * k[..., None, :]) / leg.clamp_min(1e-3)[..., None, None]
+    pull = (data.information @ residual[..., None]).squeeze(-1)
+    common = (jac.mT @ data.information @ jac).sum(-3)
+    gradient = (jac.mT @ pull[..., None]).sum(-3).squeeze(-1)
+    return LineSystem(common, gradient, (residual * pull).sum((-2, -1)))
 
 
 def _unit_scale(information: Tensor) -> Tensor:

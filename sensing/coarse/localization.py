@@ -5,12 +5,15 @@ Whatever disagrees with the located user is left out first and offered again aft
 leave-one-out guards the result, so that failures announce themselves in the flags.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sensing.coarse.bounces import Bounces, Seen, locate_bounces
 from sensing.coarse.doubts import deployment_flags, outside_region, valley_end
+from sensing.coarse.inflation import inflated
 from sensing.coarse.least_squares import (
     Solution,
     cluster_measurements,
@@ -21,7 +24,12 @@ from sensing.coarse.modes import Settings, locate
 from sensing.coarse.pairs import region_box
 from sensing.coarse.repair import degrees_of_freedom, fit_fails
 from sensing.containers import Deployment, Flag, Geometry, PathEstimates, map_tensors
+from sensing.errors import ConfigError
 from sensing.fusion.weights import FusionWeights
+from sensing.resolution import natural_scales
+
+SLACK = 1.6  # error of a cluster's excess over that of one path: its members err in the same way
+ACROSS = 0.5  # error of a direction over that of a range, both in resolution cells
 
 
 class CoarseLocation(NamedTuple):
@@ -30,6 +38,7 @@ class CoarseLocation(NamedTuple):
     geometry: Geometry
     solution: Solution
     path: Tensor  # [* node bs] member path of each node, -1 for none
+    direct: Tensor  # [* bs] line of sight of each station, -1 for none
     cost_per_dof: Tensor  # [*]
     flags: Tensor  # [*] int64, bits of containers.Flag
     rival: Tensor  # [* xyz] from the user to another mode that fits about as well; zero where there is none
@@ -62,6 +71,16 @@ class CoarseLocalizer(torch.nn.Module):
         passes: associations with the user known.
         max_repairs: leave-one-out rounds for fits that fail their test.
         pair_gate: chi-square gate of ray pairs.
+        model_error: standard deviation of the plane-wave model's own error in ranges and directions, in resolution
+            cells (c / bandwidth; wavelength over aperture): 0 for simulated paths, about 0.05 for ray-traced or
+            measured channels, whose unresolved neighbours shift a path by more than the noise does.
+        multi_bounce: share of the clusters that are no point seen directly, but the work of further bounces: 0 for
+            simulated paths, about 0.8 in streets.
+        line_of_sight: stations may see the user. A scatterer near the straight line looks the same, hence to be left
+            off where no station can.
+
+    Raises:
+        ConfigError: a share or an error outside its range.
     """
 
     def __init__(
@@ -72,9 +91,16 @@ class CoarseLocalizer(torch.nn.Module):
         passes: int = 2,
         max_repairs: int = 3,
         pair_gate: float = 16.0,
+        model_error: float = 0.0,
+        multi_bounce: float = 0.0,
+        line_of_sight: bool = False,
     ) -> None:
         super().__init__()
-        self.fusion = fusion
+        for key, value, limit in (("model_error", model_error, math.inf), ("multi_bounce", multi_bounce, 1.0)):
+            if not 0.0 <= value < limit:
+                raise ConfigError(f"{key} must be in [0, {limit}), got {value}")
+        self.fusion, self.model_error = fusion, model_error
+        self.multi_bounce, self.line_of_sight = multi_bounce, line_of_sight
         self.settings = Settings(modes, passes, pair_gate, alignments, max_repairs)
 
     def forward(self, paths: PathEstimates, deployment: Deployment) -> CoarseLocation:
@@ -88,22 +114,28 @@ class CoarseLocalizer(torch.nn.Module):
             CoarseLocation; differentiable in the fusion weights through the last least-squares step.
         """
         paths = with_slot(paths)
-        paths = _with_usable_ranges(paths)
+        cell = natural_scales(deployment)
+        error = self.model_error * float(cell.metre)
+        paths = inflated(_with_usable_ranges(paths), error, self.model_error * ACROSS * float(cell.radian))
         with torch.no_grad():
             weights = None if self.fusion is None else self.fusion(paths)
-            path, solution, rival = locate(paths, weights, deployment, self.settings)
+            if self.multi_bounce > 0 or self.line_of_sight:
+                bounces = Bounces(self.multi_bounce, self.line_of_sight, SLACK * error)
+                path, direct, solution, rival = locate_bounces(paths, weights, deployment, self.settings, bounces)
+            else:
+                path, solution, rival = locate(paths, weights, deployment, self.settings)
+                direct = torch.full_like(path[:, 0], -1)
             single = (rival == 0).all(-1, keepdim=True)
-            rival = torch.where(single, valley_end(path, solution, paths, weights, deployment), rival)
+            rival = torch.where(single, valley_end(path, solution, paths, weights, deployment, direct), rival)
         if self.fusion is not None and torch.is_grad_enabled():
-            data = cluster_measurements(path, paths, self.fusion(paths))
+            data = cluster_measurements(path, paths, self.fusion(paths), direct)
             stepped = differentiable_step(data, solution.ue_position, solution.offset_m, solution.position, deployment)
             solution = solution._replace(ue_position=stepped[0], offset_m=stepped[1], position=stepped[2])
-        return self._report(path, solution, rival, paths, deployment)
+        return self._report(Seen(path, direct, solution, rival), paths, deployment)
 
-    def _report(
-        self, path: Tensor, solution: Solution, rival: Tensor, paths: PathEstimates, deployment: Deployment
-    ) -> CoarseLocation:
+    def _report(self, found: Seen, paths: PathEstimates, deployment: Deployment) -> CoarseLocation:
         """Geometry, goodness of fit and flags."""
+        path, direct, solution, rival = found
         member = path >= 0
         exists = member.any(-1)
         used = torch.zeros_like(paths.mask)
@@ -124,12 +156,15 @@ class CoarseLocalizer(torch.nn.Module):
             free_mask=free.gather(-1, order),
         )
         proper = bool(torch.isfinite(deployment.clock_offset_std))
-        flags = solution_flags(paths, path, solution, deployment)
+        flags = solution_flags(paths, path, solution, deployment, direct)
         flags = flags | torch.where((rival != 0).any(-1), Flag.SECOND_MODE, 0)
-        return CoarseLocation(geometry, solution, path, solution.cost / degrees_of_freedom(path, proper), flags, rival)
+        cost = solution.cost / degrees_of_freedom(path, proper, direct)
+        return CoarseLocation(geometry, solution, path, direct, cost, flags, rival)
 
 
-def solution_flags(paths: PathEstimates, path: Tensor, solution: Solution, deployment: Deployment) -> Tensor:
+def solution_flags(
+    paths: PathEstimates, path: Tensor, solution: Solution, deployment: Deployment, direct: Tensor | None = None
+) -> Tensor:
     """Bits of `containers.Flag` that a solution shows by itself, [b] int64.
 
     Args:
@@ -137,14 +172,17 @@ def solution_flags(paths: PathEstimates, path: Tensor, solution: Solution, deplo
         path: [b node bs] member paths, -1 for none.
         solution: the location that rests on them.
         deployment: stations and priors.
+        direct: [b bs] lines of sight, -1 for none; None: none at all.
     """
+    lines = 0 if direct is None else (direct >= 0).sum(-1)
     proper = bool(torch.isfinite(deployment.clock_offset_std))
     flags = torch.zeros(len(path), dtype=torch.int64, device=path.device)
     for bit, condition in (
         (Flag.NO_PATHS, ~paths.mask.any(-1).any(-1)),
-        # user and common offset are four unknowns; three and a known height would leave nothing to check them
-        (Flag.TOO_FEW_SHARED, ((path >= 0).sum(-1) >= 2).sum(-1) < 4),
-        (Flag.POOR_FIT, fit_fails(solution.cost, path, proper)),
+        # user and common offset are four unknowns; three and a known height would leave nothing to check them. A line
+        # of sight gives three equations for the one offset that it brings along
+        (Flag.TOO_FEW_SHARED, ((path >= 0).sum(-1) >= 2).sum(-1) + 2 * lines < 4),
+        (Flag.POOR_FIT, fit_fails(solution.cost, path, proper, direct)),
         (Flag.UNOBSERVABLE, _unobservable(solution, deployment)),
         (Flag.OUTSIDE_REGION, outside_region(solution, deployment)),
     ):

@@ -85,7 +85,7 @@ def _better(old: Located, new: Located, rows: Tensor, slack: float = 0.0) -> Loc
     better, index = torch.zeros_like(old.evidence, dtype=torch.bool), torch.zeros_like(old.path[:, 0, 0])
     better[rows] = new.evidence > old.evidence[rows] - slack
     index[rows] = torch.arange(len(rows), device=rows.device)
-    path, solution = _merge_solutions(better, new.path[index], take(new.solution, index), old.path, old.solution)
+    path, solution = merge_solutions(better, new.path[index], take(new.solution, index), old.path, old.solution)
     # a rival that the old search knew remains one of the same place
     known = (old.rival != 0).any(-1) & (new.rival[index] == 0).all(-1)
     rival = torch.where((better & ~known)[:, None], new.rival[index], old.rival)
@@ -106,7 +106,7 @@ def _compete(
     scene = chosen.place // num
     own, own_pairs, own_weights = take(paths, scene), take(pairs, scene), None if weights is None else weights[scene]
     path, solution = _settle(chosen, own_pairs, own, own_weights, deployment, settings.passes)
-    path, solution = repair(path, solution, own, own_weights, deployment, settings.repairs)
+    path, solution, _ = repair(path, solution, own, own_weights, deployment, settings.repairs)
     evidence = association_evidence(path, solution, own, deployment)
     return decide(chosen._replace(path=path, solution=solution, evidence=evidence), len(paths.mask), num)
 
@@ -154,7 +154,7 @@ def _settle(
         fails, trial_fails = fit_fails(solution.cost, path, proper), fit_fails(trial.cost, clusters.path, proper)
         # a re-association must not break a fit that passes its test
         better = ~trial_fails & (fails | (trial_members >= members)) | (fails & (trial.cost < solution.cost))
-        path, solution = _merge_solutions(better, clusters.path, trial, path, solution)
+        path, solution = merge_solutions(better, clusters.path, trial, path, solution)
     return path, solution
 
 
@@ -175,8 +175,8 @@ def _solve_modes(
     data = Measurements(
         *(
             torch.stack(field, 1)
-            for field in zip(*(cluster_measurements(path[:, m], paths, weights) for m in range(count)), strict=True)
-        )
+            for field in zip(*(cluster_measurements(path[:, m], paths, weights)[:3] for m in range(count)), strict=True)
+        )  # type: ignore[arg-type]
     )
     start = wrap(offset[:, None] + modes.common_offset[..., None], deployment.range_ambiguity)
     position = clusters.position[:, None].expand(-1, count, -1, -1)
@@ -208,7 +208,7 @@ def _merge(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
 
-def _merge_solutions(
+def merge_solutions(
     mask: Tensor, new_path: Tensor, new: Solution, old_path: Tensor, old: Solution
 ) -> tuple[Tensor, Solution]:
     """Choose per scene between two solutions that may have different numbers of clusters."""

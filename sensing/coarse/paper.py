@@ -103,6 +103,7 @@ class PaperLocalizer(torch.nn.Module):
             _located_geometry(path, solution),
             solution,
             path,
+            torch.full_like(path[:, 0], -1),  # the paper knows no line of sight
             solution.cost / degrees_of_freedom(path, proper),
             flags,
             torch.zeros_like(solution.ue_position),

@@ -74,7 +74,7 @@ def search_user(
     """
     cells = search_cells(clusters, offset_m, deployment, modes, points, truncation)
     _, cell = user_grid(deployment, points)
-    return _repeats_last(_refine(cells, clusters, deployment), 0.5 * cell.norm())
+    return repeats_last(_refine(cells, clusters, deployment), 0.5 * cell.norm())
 
 
 def search_cells(
@@ -169,7 +169,7 @@ def _refine(
     return UserModes(ue[rows, order], beta[rows, order], cost[rows, order])
 
 
-def _repeats_last(modes: UserModes, distance: Tensor) -> UserModes:
+def repeats_last(modes: UserModes, distance: Tensor) -> UserModes:
     """Starts that converged to the same place as a better one go to the end, where they hide no other mode."""
     gap = (modes.ue_position[:, :, None] - modes.ue_position[:, None]).norm(dim=-1)
     repeat = torch.tril(gap < distance, diagonal=-1).any(-1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from sensing.containers import Deployment, Geometry
 from sensing.geometry import direction_and_range, tangent_basis
 from sensing.inference.linearisation import System
+from sensing.resolution import Scales, natural_scales
 from sensing.units import SPEED_OF_LIGHT
 
 TRUST = 10.0
@@ -32,24 +33,6 @@ class Steps(NamedTuple):
     offset: Tensor
     node: Tensor
     free: Tensor
-
-
-class Scales(NamedTuple):
-    """Natural lengths of the problem."""
-
-    metre: Tensor  # [] c / bandwidth [m]
-    radian: Tensor  # [] wavelength over the longest extent of the array, at most 1 [rad]
-
-
-def natural_scales(deployment: Deployment) -> Scales:
-    """Resolution in range and direction."""
-    extent = (deployment.antenna_local.amax(0) - deployment.antenna_local.amin(0)).amax()
-    beam = torch.where(
-        extent > 0, deployment.wavelength / extent.clamp(min=1e-3 * deployment.wavelength), extent.new_ones(())
-    )
-    # a single pilot has no bandwidth: its ambiguity-free range does not exist either
-    metre = SPEED_OF_LIGHT / deployment.bandwidth if len(deployment.pilot_freq) > 1 else extent.new_ones(())
-    return Scales(metre, beam.clamp(max=1.0))
 
 
 def prior_precision(deployment: Deployment, num_nodes: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from sensing.inference.linearisation import System, location_jacobian, location_
 from sensing.inference.lmmse import log_evidence
 from sensing.inference.turbo import Expectation, received_power
 from sensing.operators.khatri_rao import PathOperator, extended_operator
+from sensing.resolution import Scales, natural_scales
 from sensing.walls import Walls, beyond, user_walls
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Problem(NamedTuple):
     deployment: Deployment
     precision: Tensor  # [theta] of the Gaussian priors
     prior_mean: Tensor  # [theta]
-    scales: m_step.Scales
+    scales: Scales
     walls: Walls  # of the user
     place: Tensor  # [sc] pilots in the band, from -1 to 1
 
@@ -68,7 +69,7 @@ def prepare(
     place = (2.0 * deployment.pilot_freq - first - last) / torch.where(
         last > first, last - first, torch.ones_like(last)
     )
-    scales = m_step.natural_scales(deployment)
+    scales = natural_scales(deployment)
     problem = Problem(
         observation.y.to(dtype), noise_var, deployment, precision, mean, scales, user_walls(deployment), place
     )
