@@ -14,6 +14,7 @@ from sensing.coarse.alignment import align_stations
 from sensing.coarse.bounce_search import search_bounced_user
 from sensing.coarse.clusters import Clusters, KnownUser, form_clusters
 from sensing.coarse.direct import lines_of_sight, without
+from sensing.coarse.echoes import echoes
 from sensing.coarse.least_squares import Solution, cluster_measurements, inverse_information, solve_location
 from sensing.coarse.modes import Settings, merge_solutions
 from sensing.coarse.pairs import RayPairs, ray_pairs, region_box, wrap
@@ -69,7 +70,7 @@ def locate_bounces(
     paths_of, pairs_of = take(paths, scene), take(pairs, scene)
     weights_of = None if weights is None else weights[scene]
     start = UserModes(*(field[row, mode] for field in modes))
-    found = _solve_mode(case, start, paths_of, weights_of, deployment)
+    found = _solve_mode(case, start, paths_of, weights_of, deployment, bounces.line_of_sight)
     path, direct, solution = _settle(pairs_of, *found, paths_of, weights_of, deployment, settings.passes, bounces)
     path, solution, direct = repair(path, solution, paths_of, weights_of, deployment, settings.repairs, direct)
     # what a solution leaves unused tells as much as what it uses; the start, which the associations have not yet bent,
@@ -131,13 +132,19 @@ def _candidates(value: Tensor, modes: UserModes, scene: Tensor, scenes: int, mos
 
 
 def _solve_mode(
-    case: Hypothesis, start: UserModes, paths: PathEstimates, weights: Tensor | None, deployment: Deployment
+    case: Hypothesis,
+    start: UserModes,
+    paths: PathEstimates,
+    weights: Tensor | None,
+    deployment: Deployment,
+    line_of_sight: bool,
 ) -> tuple[Tensor, Tensor, Solution]:
     """Least squares from a start with the clusters that are more likely points than not."""
     share = shares(start.ue_position[:, None], start.common_offset[:, None], case, deployment)
     member = case.clusters.path
-    path = torch.where((share.point[:, 0] > 0.5)[..., None], member, torch.full_like(member, -1))
-    direct = torch.where((share.user[:, 0] > 0.5)[..., None], member, torch.full_like(member, -1)).amax(1)
+    path = member.masked_fill(~(share.point[:, 0] > 0.5)[..., None], -1)
+    seen = (share.user[:, 0] > 0.5) & line_of_sight
+    direct = member.masked_fill(~seen[..., None], -1).amax(1)
     offset = wrap(case.offset_m + start.common_offset[:, None], deployment.range_ambiguity)
     data = cluster_measurements(path, paths, weights, direct)
     return path, direct, solve_location(data, start.ue_position, offset, case.clusters.position, deployment)
@@ -169,7 +176,8 @@ def _settle(
         fails = fit_fails(solution.cost, path, proper, direct)
         trial_fails = fit_fails(trial.cost, clusters.path, proper, line)
         # a re-association must not break a fit that passes its test
-        better = ~trial_fails & (fails | (trial_members >= members)) | (fails & (trial.cost < solution.cost))
+        more = (trial_members >= members) | ((line >= 0).sum(-1) > (direct >= 0).sum(-1))
+        better = ~trial_fails & (fails | more) | (fails & (trial.cost < solution.cost))
         direct = torch.where(better[:, None], line, direct)
         path, solution = merge_solutions(better, clusters.path, trial, path, solution)
     return path, direct, solution
@@ -184,7 +192,10 @@ def _associate_again(
     covariance = inverse_information(solution.information)[:, :4, :4].clone()
     covariance[:, 3, 3] += slack_m**2
     user = KnownUser(solution.ue_position, beta, covariance)
-    return form_clusters(_present(pairs, paths), relative, paths, deployment, user)
+    clusters = form_clusters(_present(pairs, paths), relative, paths, deployment, user)
+    # an image in the ground has the legs of its original but for centimetres, and pulls the user down
+    echo = echoes(clusters, deployment, slack_m)
+    return clusters._replace(path=clusters.path.masked_fill(echo[..., None], -1), mask=clusters.mask & ~echo)
 
 
 def _present(pairs: RayPairs, paths: PathEstimates) -> RayPairs:
