@@ -28,7 +28,7 @@ REPEAT_M = 0.2  # user modes closer than this [m] are one
 VOTE_GAP = 60.0  # votes by which an alignment may trail and still form its clusters: echoes vote too, and often
 CLUSTER_GAP = 40.0  # evidence of its clusters, in nats, by which it may trail and still propose users
 HOPELESS = 25.0  # nats that least squares and further associations do not make up for
-RIVAL = 6.0  # nats by which a rival mode may trail
+RIVAL = 10.0  # nats of the two scores by which a rival mode may trail
 
 
 class Bounces(NamedTuple):
