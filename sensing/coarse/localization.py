@@ -23,6 +23,7 @@ from sensing.coarse.least_squares import (
 from sensing.coarse.modes import Settings, locate
 from sensing.coarse.pairs import region_box
 from sensing.coarse.repair import degrees_of_freedom, fit_fails
+from sensing.coarse.robust import student_location
 from sensing.containers import Deployment, Flag, Geometry, PathEstimates, map_tensors
 from sensing.errors import ConfigError
 from sensing.fusion.weights import FusionWeights
@@ -78,6 +79,8 @@ class CoarseLocalizer(torch.nn.Module):
             simulated paths, about 0.8 in streets.
         line_of_sight: stations may see the user. A scatterer near the straight line looks the same, hence to be left
             off where no station can.
+        student_dof: degrees of freedom of Student t errors of the paths in the last fit (about 3 is robust); Gaussian
+            when None.
 
     Raises:
         ConfigError: a share or an error outside its range.
@@ -94,13 +97,16 @@ class CoarseLocalizer(torch.nn.Module):
         model_error: float = 0.0,
         multi_bounce: float = 0.0,
         line_of_sight: bool = False,
+        student_dof: float | None = None,
     ) -> None:
         super().__init__()
         for key, value, limit in (("model_error", model_error, math.inf), ("multi_bounce", multi_bounce, 1.0)):
             if not 0.0 <= value < limit:
                 raise ConfigError(f"{key} must be in [0, {limit}), got {value}")
         self.fusion, self.model_error = fusion, model_error
-        self.multi_bounce, self.line_of_sight = multi_bounce, line_of_sight
+        if student_dof is not None and not student_dof > 0:
+            raise ConfigError(f"student_dof must be positive or null, got {student_dof}")
+        self.multi_bounce, self.line_of_sight, self.student_dof = multi_bounce, line_of_sight, student_dof
         self.settings = Settings(modes, passes, pair_gate, alignments, max_repairs)
 
     def forward(self, paths: PathEstimates, deployment: Deployment) -> CoarseLocation:
@@ -125,6 +131,8 @@ class CoarseLocalizer(torch.nn.Module):
             else:
                 path, solution, rival = locate(paths, weights, deployment, self.settings)
                 direct = torch.full_like(path[:, 0], -1)
+            if self.student_dof is not None:
+                solution = student_location(path, solution, paths, weights, deployment, self.student_dof, direct)
             single = (rival == 0).all(-1, keepdim=True)
             rival = torch.where(single, valley_end(path, solution, paths, weights, deployment, direct), rival)
         if self.fusion is not None and torch.is_grad_enabled():
