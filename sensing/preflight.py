@@ -27,7 +27,11 @@ def check_evaluation(config: options.Config) -> Path | None:
         "eval",
         {"num_scenes", "snr_db", "sigma_over_bandwidth", "scatterer_cutoff_m", "batch_size", "progress"},
     )
-    _only(config, "data", {"source", "path", "split", "half", "model_error", "multi_bounce", "line_of_sight"})
+    _only(
+        config,
+        "data",
+        {"source", "path", "split", "half", "model_error", "multi_bounce", "line_of_sight", "false_alarm"},
+    )
     if options.choice(config, "data.source", ["synthetic", "file"]) == "file":
         options.choice(config, "data.half", [None, "even", "odd"])
         return options.existing_file(config, "data.path")
