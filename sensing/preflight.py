@@ -30,7 +30,7 @@ def check_evaluation(config: options.Config) -> Path | None:
     _only(
         config,
         "data",
-        {"source", "path", "split", "half", "model_error", "multi_bounce", "line_of_sight", "false_alarm"},
+        {"source", "path", "split", "half", "model_error", "multi_bounce", "line_of_sight"},
     )
     if options.choice(config, "data.source", ["synthetic", "file"]) == "file":
         options.choice(config, "data.half", [None, "even", "odd"])
