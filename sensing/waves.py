@@ -35,7 +35,10 @@ def _lattice(point: Tensor) -> tuple[Tensor, int] | None:
     """Points of the fine table, then those of the coarse one, and the length of the former; None where it is no use."""
     if point.device.type != "cpu" or point.requires_grad:  # elsewhere sines are cheap, and a look would wait for them
         return None
-    number = point.numpy()
+    try:
+        number = point.numpy()
+    except RuntimeError:  # inside a transform of torch.func, whose tensors have no storage
+        return None
     return _split(number.tobytes(), number.dtype.str, number.shape)
 
 

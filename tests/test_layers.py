@@ -12,7 +12,7 @@ LAYERS = [
     "waves",
     "geometry arrays ofdm walls resolution",
     "channel operators",
-    "simulation fusion bounds",
+    "simulation fusion radar bounds",
     "coarse",
     "inference",
     "estimator paper_estimator",
