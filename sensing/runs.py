@@ -143,6 +143,36 @@ def build_front_ends(config: DictConfig, estimators: Mapping[str, Any]) -> dict[
     return built
 
 
+class Builder:
+    """Builds what a task needs, from the run's configuration or a variation of it.
+
+    Args:
+        config: as composed from `conf/evaluate.yaml`.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+
+    def varied(self, values: Mapping[str, Any]) -> "Builder":
+        """The same with other values, by dotted key; raises ConfigError for a key that does not exist."""
+        config = self.config.copy()
+        for key, value in values.items():
+            if OmegaConf.select(config, key, default=self) is self:
+                raise ConfigError(f"a varied key must be one of the configuration, got {key!r}")
+            OmegaConf.update(config, key, value)
+        return Builder(config)
+
+    def simulator(self) -> Simulator:
+        """Seeded scenes of `scene`."""
+        return build_simulator(self.config)
+
+    def network(self) -> Any:
+        """Bound of `network`, a `sensing.bounds.radar.BoundModel`."""
+        node = self.config.network
+        scenes = {"simulator": self.simulator()} if "simulator" in node else {}
+        return make(node, "network", **scenes)
+
+
 def evaluate(config: DictConfig) -> dict[str, str]:
     """Run estimators on synthetic scenes or on a file, and write tables, figures and a report.
 
@@ -160,9 +190,9 @@ def evaluate(config: DictConfig) -> dict[str, str]:
     _set_threads(settings)
     folder, about = Path(settings["output_dir"]), _about(settings)
     report = folder / "report.html"
-    if config.study is not None:
+    if config.task is not None:
         text = {"settings": about.pop("config")} | about  # Hydra keeps the name `config` to itself
-        make(config.study, "study", simulator=build_simulator(config), folder=folder, **text)
+        make(config.task, "task", build=Builder(config), folder=folder, **text)
         print(f"report: {report}")
         return {"folder": str(folder), "report": str(report)}
     estimators = build_estimators(config)

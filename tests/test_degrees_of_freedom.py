@@ -1,6 +1,7 @@
 """Rank of the joint Jacobian against finite differences, the information matrix and the closed-form nullity."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,9 +81,10 @@ def test_counts_of_the_paper():
     assert [equation_count(q) for q in (2, 3, 4)] == [2, 1, 1]
 
 
-def test_study_writes_table_figure_and_report(hall, tmp_path):
+def test_task_writes_table_figure_and_report(hall, tmp_path):
+    build = SimpleNamespace(simulator=lambda: hall.simulator)
     options = {"stations": [2, 3], "per_station": [5], "most_shared": 5, "num_scenes": 2}
-    cases = degrees_of_freedom(hall.simulator, tmp_path, **options, settings="seed: 0", command="python x")
+    cases = degrees_of_freedom(build, tmp_path, **options, settings="seed: 0", command="python x")
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(cases) == 2 * 6
@@ -93,6 +95,6 @@ def test_study_writes_table_figure_and_report(hall, tmp_path):
     report = (tmp_path / "report.html").read_text()
     for part in ("python x", "seed: 0", "nullity", "data:image/png"):
         assert part in report
-    with pytest.raises(ConfigError, match=r"study\.stations must be from 2 to the 4"):
-        degrees_of_freedom(hall.simulator, tmp_path / "no", stations=[5])
+    with pytest.raises(ConfigError, match=r"task\.stations must be from 2 to the 4"):
+        degrees_of_freedom(build, tmp_path / "no", stations=[5])
     assert not (tmp_path / "no").exists()

@@ -16,6 +16,7 @@ from sensing.data.atomic import atomic_path
 from sensing.errors import ConfigError
 from sensing.evaluation.page import write_page
 from sensing.evaluation.style import SPARE, legend_below, panels
+from sensing.evaluation.task import Build
 from sensing.simulation import SceneSampler, Simulator
 
 NEEDED = 4  # shared scatterers for four unknowns, the user and the common clock offset
@@ -48,7 +49,7 @@ class Case(NamedTuple):
 
 
 def degrees_of_freedom(
-    simulator: Simulator,
+    build: Build,
     folder: str | Path,
     stations: Sequence[int] = (2, 3, 4),
     per_station: Sequence[int] = (4, 8, 12),
@@ -61,7 +62,7 @@ def degrees_of_freedom(
     """Compute all cases and write results.csv, the figure and report.html.
 
     Args:
-        simulator: stations (the first Q are taken), boxes of users and scatterers, seed.
+        build: its simulator has the stations (the first Q are taken), boxes of users and scatterers, seed.
         folder: run folder, made if absent.
         stations: numbers Q of stations.
         per_station: numbers L of scatterers that each station sees.
@@ -74,11 +75,12 @@ def degrees_of_freedom(
     Raises:
         ConfigError: more stations than the scene has, or fewer than two.
     """
+    simulator = build.simulator()
     available = len(simulator.deployment.bs_position)
     if not stations or min(stations) < 2 or max(stations) > available:
-        raise ConfigError(f"study.stations must be from 2 to the {available} of the scene, got {list(stations)}")
+        raise ConfigError(f"task.stations must be from 2 to the {available} of the scene, got {list(stations)}")
     if num_scenes < 1 or not per_station or min(per_station) < 1:
-        raise ConfigError(f"study needs scenes and scatterers, got {num_scenes} and {list(per_station)}")
+        raise ConfigError(f"task needs scenes and scatterers, got {num_scenes} and {list(per_station)}")
     cases = [
         _case(simulator, count, seen, shared, num_scenes)
         for count in stations

@@ -1,0 +1,22 @@
+"""What a task, an evaluation other than estimators against bounds, may ask for. A task is a function of a YAML file in
+`conf/task`: `task(build, folder, settings, command, notes, **its own keys)` writes its results into the folder.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from sensing.bounds.radar import BoundModel
+from sensing.simulation import Simulator
+
+
+class Build(Protocol):
+    """Builds objects of the run's configuration."""
+
+    def varied(self, values: Mapping[str, Any]) -> "Build":
+        """The same with other values, by dotted key; raises ConfigError for a key that does not exist."""
+
+    def simulator(self) -> Simulator:
+        """Seeded scenes of `scene`."""
+
+    def network(self) -> BoundModel:
+        """Bound of `network`."""
