@@ -190,7 +190,7 @@ def evaluate(config: DictConfig) -> dict[str, str]:
     _set_threads(settings)
     folder, about = Path(settings["output_dir"]), _about(settings)
     report = folder / "report.html"
-    if config.task is not None:
+    if settings.get("task") is not None:
         text = {"settings": about.pop("config")} | about  # Hydra keeps the name `config` to itself
         make(config.task, "task", build=Builder(config), folder=folder, **text)
         print(f"report: {report}")

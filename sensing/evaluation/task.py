@@ -1,5 +1,7 @@
-"""What a task, an evaluation other than estimators against bounds, may ask for. A task is a function of a YAML file in
-`conf/task`: `task(build, folder, settings, command, notes, **its own keys)` writes its results into the folder.
+"""What a task, an evaluation other than estimators against bounds, may ask for.
+
+A task is a function that a YAML file in `conf/task` names: `task(build, folder, settings, command, notes, **its own
+keys)` writes its results into the folder.
 """
 
 from collections.abc import Mapping
