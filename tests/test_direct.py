@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from sensing.coarse.direct import lines_of_sight, without
+from sensing.coarse.direct import lines_of_sight
 from sensing.coarse.least_squares import Solution
-from sensing.coarse.pairs import region_box
+from sensing.coarse.pairs import ray_pairs, region_box
+from sensing.coarse.rays import Rays, without
 from sensing.geometry import tangent_basis
 from tests.reference.oracle import single_path
 
@@ -50,10 +51,16 @@ def test_every_station_finds_its_own(hall, seed):
     paths = scene(hall, seed=seed)
     found = lines_of_sight(located(), paths, hall.deployment)
     assert found.tolist() == [[STRAIGHT] * 4]
-    rest = without(paths, found)
-    assert torch.equal(rest.mask, paths.mask & (torch.arange(5) != STRAIGHT))
-    assert lines_of_sight(located(), rest, hall.deployment).tolist() == [[-1] * 4]
-    assert torch.equal(without(paths, torch.full((1, 4), -1)).mask, paths.mask)
+    rays = Rays(paths, None, ray_pairs(paths, hall.deployment, gate=1e4))
+    rest = without(rays, found)
+    assert torch.equal(rest.paths.mask, paths.mask & (torch.arange(5) != STRAIGHT))
+    assert lines_of_sight(located(), rest.paths, hall.deployment).tolist() == [[-1] * 4]
+    crossing = (rays.pairs.path == STRAIGHT).any(-1)
+    assert (crossing & rays.pairs.mask).any()
+    assert torch.equal(rest.pairs.mask, rays.pairs.mask & ~crossing)
+    same = without(rays, torch.full((1, 4), -1))
+    assert torch.equal(same.paths.mask, paths.mask)
+    assert torch.equal(same.pairs.mask, rays.pairs.mask)
 
 
 def test_ranges_are_circular(hall):

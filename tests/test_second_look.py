@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from sensing.coarse.alignment import align_stations
-from sensing.coarse.candidates import Candidates, decide, promising
+from sensing.coarse.candidates import decide, promising
 from sensing.coarse.clusters import form_clusters
 from sensing.coarse.least_squares import cluster_measurements, solve_location
 from sensing.coarse.pairs import ray_pairs
-from sensing.coarse.second_look import CELLS, STRIDES, grid_candidates, twin_candidates
+from sensing.coarse.rays import Rays
+from sensing.coarse.second_look import STRIDES, grid_candidates, twin_candidates
 from tests.reference.oracle import C, detect, members
 
 
@@ -33,7 +34,7 @@ def ambiguous(hall_hard):
 def test_from_the_wrong_twin_the_right_one_is_found(ambiguous):
     path, right, wrong, paths, deployment = ambiguous
     found = twin_candidates(path, wrong, paths, None, deployment)
-    assert len(found.place) == 1 + 2 * len(STRIDES)
+    assert len(found.scene) == 1 + 2 * len(STRIDES)
     assert (found.solution.ue_position[0] - wrong.ue_position[0]).norm() < 1e-2  # the first is the solution itself
     gap = (found.solution.ue_position - right.ue_position).norm(dim=-1)
     assert gap.min() < 1e-2
@@ -43,11 +44,9 @@ def test_from_the_wrong_twin_the_right_one_is_found(ambiguous):
 def test_the_better_twin_is_chosen_and_the_other_reported(ambiguous):
     path, _, wrong, paths, deployment = ambiguous
     found = twin_candidates(path, wrong, paths, None, deployment)
-    num = len(found.place)
-    kept = promising(found, 1, num, gap=1e3)
-    assert len(kept.place) < num  # repeats are gone
-    near = Candidates(kept.place, kept.path, kept.solution, torch.zeros_like(kept.evidence))
-    chosen = decide(near._replace(evidence=-0.1 * torch.arange(len(kept.place)).double()), 1, num)
+    kept = promising(found, 1, gap=1e3)
+    assert len(kept.scene) < len(found.scene)  # repeats are gone
+    chosen = decide(kept._replace(evidence=-0.1 * torch.arange(len(kept.scene)).double()), 1)
     first = kept.solution.ue_position[0]
     assert torch.equal(chosen.solution.ue_position[0], first)
     # the furthest of those that fit about as well
@@ -64,11 +63,11 @@ def test_users_all_over_the_region_hold_the_truth(hall_hard):
     clusters = form_clusters(pairs, offset, paths, deployment)
     # half of the clusters are taken away: what is left does not determine the user
     clusters = clusters._replace(mask=clusters.mask & (torch.arange(clusters.mask.shape[1]) < 3))
-    found = grid_candidates(clusters, offset, pairs, paths, None, deployment)
-    assert found.place.unique().numel() == len(found.place)
-    tried = promising(found, 4, CELLS)
-    assert len(tried.place) < len(found.place)
-    scene = tried.place // CELLS
+    found = grid_candidates(clusters, offset, Rays(paths, None, pairs), deployment)
+    assert found.scene.bincount().tolist() == [len(found.scene) // 4] * 4
+    tried = promising(found, 4)
+    assert len(tried.scene) < len(found.scene)
+    scene = tried.scene
     error = (tried.solution.ue_position - example.scene.ue_position[scene]).norm(dim=-1)
     for b in range(4):
         assert error[scene == b].min() < 0.5

@@ -59,9 +59,3 @@ def lines_of_sight(solution: Solution, paths: PathEstimates, deployment: Deploym
     accepted = paths.mask & (chi2 < GATE) & (ratio > 0) & ~preceded
     best, index = ratio.masked_fill(~accepted, -torch.inf).max(-1)
     return torch.where(torch.isfinite(best), index, torch.full_like(index, -1))
-
-
-def without(paths: PathEstimates, direct: Tensor) -> PathEstimates:
-    """The paths without the lines of sight [b bs]: those are no scatterers."""
-    index = torch.arange(paths.mask.shape[-1], device=direct.device)
-    return paths._replace(mask=paths.mask & (index != direct[..., None]))

@@ -10,7 +10,7 @@ from sensing.coarse.least_squares import (
     solve_location,
 )
 from sensing.coarse.pairs import region_box
-from sensing.coarse.repair import take
+from sensing.coarse.rays import take
 from sensing.coarse.user_search import user_box
 from sensing.containers import Deployment, Flag, PathEstimates, map_tensors
 from sensing.units import SPEED_OF_LIGHT

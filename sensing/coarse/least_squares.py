@@ -102,7 +102,9 @@ def cluster_measurements(
         root = torch.cat([root[..., :1], root[..., 1:].expand(*root.shape[:-1], 3)], -1)
         information = information * root[..., :, None] * root[..., None, :]
     everything = PathData(paths.range_m, paths.direction, information)
-    line = None if direct is None else PathData(*(field[:, 0] for field in _gather(everything, direct[:, None])))
+    line = None
+    if direct is not None and bool((direct >= 0).any()):
+        line = PathData(*(field[:, 0] for field in _gather(everything, direct[:, None])))
     return Measurements(*_gather(everything, path), line)
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sensing.coarse.bounces import Bounces, Seen, locate_bounces
+from sensing.coarse.bounces import locate_bounces
+from sensing.coarse.candidates import Located
 from sensing.coarse.doubts import deployment_flags, outside_region, valley_end
 from sensing.coarse.inflation import inflated
 from sensing.coarse.least_squares import (
@@ -20,10 +21,12 @@ from sensing.coarse.least_squares import (
     differentiable_step,
     inverse_information,
 )
-from sensing.coarse.modes import Settings, locate
-from sensing.coarse.pairs import region_box
+from sensing.coarse.modes import locate
+from sensing.coarse.pairs import ray_pairs, region_box
+from sensing.coarse.rays import Rays
 from sensing.coarse.repair import degrees_of_freedom, fit_fails
 from sensing.coarse.robust import student_location
+from sensing.coarse.settling import Bounces, Settings
 from sensing.containers import Deployment, Flag, Geometry, PathEstimates, map_tensors
 from sensing.errors import ConfigError
 from sensing.fusion.weights import FusionWeights
@@ -107,7 +110,7 @@ class CoarseLocalizer(torch.nn.Module):
         if student_dof is not None and not student_dof > 0:
             raise ConfigError(f"student_dof must be positive or null, got {student_dof}")
         self.multi_bounce, self.line_of_sight, self.student_dof = multi_bounce, line_of_sight, student_dof
-        self.settings = Settings(modes, passes, pair_gate, alignments, max_repairs)
+        self.settings, self.pair_gate = Settings(modes, passes, alignments, max_repairs), pair_gate
 
     def forward(self, paths: PathEstimates, deployment: Deployment) -> CoarseLocation:
         """Coarse geometry of every scene.
@@ -125,12 +128,13 @@ class CoarseLocalizer(torch.nn.Module):
         paths = inflated(_with_usable_ranges(paths), error, self.model_error * ACROSS * float(cell.radian))
         with torch.no_grad():
             weights = None if self.fusion is None else self.fusion(paths)
-            if self.multi_bounce > 0 or self.line_of_sight:
-                bounces = Bounces(self.multi_bounce, self.line_of_sight, SLACK * error)
-                path, direct, solution, rival = locate_bounces(paths, weights, deployment, self.settings, bounces)
+            rays = Rays(paths, weights, ray_pairs(paths, deployment, self.pair_gate))
+            bounces = Bounces(self.multi_bounce, self.line_of_sight, SLACK * error)
+            if bounces.expected:
+                found = locate_bounces(rays, deployment, self.settings, bounces)
             else:
-                path, solution, rival = locate(paths, weights, deployment, self.settings)
-                direct = torch.full_like(path[:, 0], -1)
+                found = locate(rays, deployment, self.settings)
+            path, direct, solution, _, rival = found
             if self.student_dof is not None:
                 solution = student_location(path, solution, paths, weights, deployment, self.student_dof, direct)
             single = (rival == 0).all(-1, keepdim=True)
@@ -139,11 +143,11 @@ class CoarseLocalizer(torch.nn.Module):
             data = cluster_measurements(path, paths, self.fusion(paths), direct)
             stepped = differentiable_step(data, solution.ue_position, solution.offset_m, solution.position, deployment)
             solution = solution._replace(ue_position=stepped[0], offset_m=stepped[1], position=stepped[2])
-        return self._report(Seen(path, direct, solution, rival), paths, deployment)
+        return self._report(found._replace(solution=solution, rival=rival), paths, deployment)
 
-    def _report(self, found: Seen, paths: PathEstimates, deployment: Deployment) -> CoarseLocation:
+    def _report(self, found: Located, paths: PathEstimates, deployment: Deployment) -> CoarseLocation:
         """Geometry, goodness of fit and flags."""
-        path, direct, solution, rival = found
+        path, direct, solution, _, rival = found
         member = path >= 0
         exists = member.any(-1)
         used = torch.zeros_like(paths.mask)

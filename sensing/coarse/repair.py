@@ -1,22 +1,14 @@
 """Goodness of fit of a location, and its repair: what spoils the chi-square test is left out."""
 
-from typing import TypeVar
-
 import torch
 from scipy.stats import chi2 as chi2_law
 from torch import Tensor
 
 from sensing.coarse.least_squares import Solution, cluster_measurements, solve_location
-from sensing.containers import Deployment, PathEstimates, map_tensors
-
-T = TypeVar("T")
+from sensing.coarse.rays import take
+from sensing.containers import Deployment, PathEstimates
 
 P_VALUE = 1e-4  # fits less probable than this are repaired, and flagged if they cannot be
-
-
-def take(container: T, rows: Tensor) -> T:
-    """Rows of every tensor of a NamedTuple."""
-    return map_tensors(container, lambda tensor: tensor[rows])
 
 
 def degrees_of_freedom(path: Tensor, offset_prior: bool = True, direct: Tensor | None = None) -> Tensor:

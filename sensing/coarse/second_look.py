@@ -7,8 +7,8 @@ from sensing.coarse.candidates import Candidates
 from sensing.coarse.clusters import Clusters, KnownUser, form_clusters
 from sensing.coarse.evidence import association_evidence
 from sensing.coarse.least_squares import Solution, cluster_measurements, inverse_information, solve_location
-from sensing.coarse.pairs import RayPairs, region_box, wrap
-from sensing.coarse.repair import take
+from sensing.coarse.pairs import region_box, wrap
+from sensing.coarse.rays import Rays, take
 from sensing.coarse.user_search import search_cells
 from sensing.containers import Deployment, PathEstimates
 
@@ -17,14 +17,7 @@ CELL_M = 2.0  # standard deviation [m] with which they are known
 STRIDES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of the search for twins, in diagonals of the region
 
 
-def grid_candidates(
-    clusters: Clusters,
-    offset: Tensor,
-    pairs: RayPairs,
-    paths: PathEstimates,
-    weights: Tensor | None,
-    deployment: Deployment,
-) -> Candidates:
+def grid_candidates(clusters: Clusters, offset: Tensor, rays: Rays, deployment: Deployment) -> Candidates:
     """Users all over the region, each of whom gathers clusters of its own.
 
     Clusters that are formed without the user may hold so many false ones that no mode is near the truth. Knowing the
@@ -33,17 +26,17 @@ def grid_candidates(
     modes = search_cells(clusters, offset, deployment, CELLS)
     count = modes.ue_position.shape[1]
     scene = torch.arange(len(offset), device=offset.device).repeat_interleave(count)
-    own, own_weights = take(paths, scene), None if weights is None else weights[scene]
+    own = take(rays, scene)
     beta = modes.common_offset.flatten()
     ue = modes.ue_position.flatten(0, 1).to(beta)
     covariance = CELL_M**2 * torch.eye(4, dtype=ue.dtype, device=ue.device).expand(len(ue), 4, 4)
     user = KnownUser(ue, beta, covariance)
-    gathered = form_clusters(take(pairs, scene), offset[scene], own, deployment, user)
-    data = cluster_measurements(gathered.path, own, own_weights)
+    gathered = form_clusters(own.pairs, offset[scene], own.paths, deployment, user)
+    data = cluster_measurements(gathered.path, own.paths, own.weights)
     start = wrap(offset[scene] + beta[:, None], deployment.range_ambiguity)
     solution = solve_location(data, ue, start, gathered.position, deployment)
-    place = scene * CELLS + torch.arange(len(scene), device=scene.device) % count
-    return Candidates(place, gathered.path, solution, association_evidence(gathered.path, solution, own, deployment))
+    evidence = association_evidence(gathered.path, solution, own.paths, deployment)
+    return Candidates(scene, gathered.path, torch.full_like(gathered.path[:, 0], -1), solution, evidence)
 
 
 def twin_candidates(
@@ -68,5 +61,5 @@ def twin_candidates(
     twins = solve_location(
         data, start.ue_position + shift[:, :3], start.offset_m + shift[:, 3:], start.position, deployment
     )
-    place = torch.arange(len(scene), device=scene.device)
-    return Candidates(place, path[scene], twins, association_evidence(path[scene], twins, own, deployment))
+    evidence = association_evidence(path[scene], twins, own, deployment)
+    return Candidates(scene, path[scene], torch.full_like(path[scene, 0], -1), twins, evidence)

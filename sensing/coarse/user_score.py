@@ -83,7 +83,7 @@ def hypothesis(
     """
     share = max(multi_bounce, SHARE)
     echo = echoes(clusters, deployment, slack_m) if multi_bounce > 0 else torch.zeros_like(clusters.mask)
-    odds = torch.where(echo, ECHO, 1.0).to(clusters.excess) * (1.0 - share) / share
+    odds = torch.ones_like(clusters.excess).masked_fill(echo, ECHO) * (1.0 - share) / share
     direct = USER * torch.where(clusters.path < 0, 1.0, gather_members(line_of_sight_odds(paths), clusters.path)).prod(
         -1
     )
