@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sensing.checks import check_shape
 from sensing.coarse.detection import PathDetector
-from sensing.coarse.least_squares import inverse_information
 from sensing.coarse.localization import CoarseLocalizer, CoarseLocation
 from sensing.coarse.noise import check_noise, detect
+from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.user_search import user_box
 from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates, map_tensors
 from sensing.errors import ConfigError, ShapeError

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sensing.coarse.evidence import association_evidence, clock_allowance
-from sensing.coarse.least_squares import cluster_measurements, solve_location
+from sensing.coarse.least_squares import solve_location
+from sensing.coarse.measurements import cluster_measurements
 from sensing.coarse.pairs import region_box, wrap
 from sensing.geometry import tangent_basis
 from tests.reference.oracle import C, detect, members

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from sensing import runs
 from sensing.bounds import uplink_bound
 from sensing.cli import conf_dir
-from sensing.coarse.least_squares import location_prior
+from sensing.coarse.normal_equations import location_prior
 from sensing.coarse.user_search import user_grid
 from sensing.containers import map_tensors
 from sensing.estimator import build_estimator

@@ -7,15 +7,9 @@ import torch
 from scipy.optimize import least_squares
 from torch.func import grad, jacrev
 
-from sensing.coarse.least_squares import (
-    Measurements,
-    PathData,
-    cluster_measurements,
-    differentiable_step,
-    line_of_sight_system,
-    location_prior,
-    solve_location,
-)
+from sensing.coarse.least_squares import differentiable_step, solve_location
+from sensing.coarse.measurements import Measurements, PathData, cluster_measurements
+from sensing.coarse.normal_equations import line_of_sight_system, location_prior
 from sensing.coarse.pairs import region_box
 from sensing.coarse.repair import fit_fails
 from sensing.containers import PathEstimates, map_tensors

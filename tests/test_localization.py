@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sensing.coarse.least_squares import inverse_information
 from sensing.coarse.localization import CoarseLocalizer
+from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.repair import degrees_of_freedom, fit_fails
 from sensing.containers import Deployment, Flag, PathEstimates
 from tests.conftest import build

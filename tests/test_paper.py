@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sensing.coarse.least_squares import inverse_information
+from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.paper import PaperLocalizer
 from sensing.containers import Flag, PathEstimates, map_tensors
 from sensing.errors import ConfigError

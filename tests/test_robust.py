@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from sensing.coarse.least_squares import cluster_measurements, solve_location
+from sensing.coarse.least_squares import solve_location
+from sensing.coarse.measurements import cluster_measurements
 from sensing.coarse.robust import student_location
 from tests.reference.oracle import C
 from tests.test_least_squares import Dense, one, setup

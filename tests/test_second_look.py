@@ -6,7 +6,8 @@ import torch
 from sensing.coarse.alignment import align_stations
 from sensing.coarse.candidates import decide, promising
 from sensing.coarse.clusters import form_clusters
-from sensing.coarse.least_squares import cluster_measurements, solve_location
+from sensing.coarse.least_squares import solve_location
+from sensing.coarse.measurements import cluster_measurements
 from sensing.coarse.pairs import ray_pairs
 from sensing.coarse.rays import Rays
 from sensing.coarse.second_look import STRIDES, grid_candidates, twin_candidates

@@ -4,7 +4,8 @@ import torch
 from scipy.optimize import least_squares
 
 from sensing.channel import scene_paths
-from sensing.coarse.least_squares import cluster_measurements, solve_location
+from sensing.coarse.least_squares import solve_location
+from sensing.coarse.measurements import cluster_measurements
 from sensing.containers import Geometry
 from sensing.inference import state as inference_state
 from sensing.inference.unrolled import Unrolled

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sensing.baselines.location_grid import CloudGrid, LocationGrid, grid_operator
 from sensing.coarse.detection import PathDetector
-from sensing.coarse.least_squares import inverse_information
 from sensing.coarse.localization import CoarseLocalizer
 from sensing.coarse.noise import detect
+from sensing.coarse.normal_equations import inverse_information
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
 from sensing.errors import ConfigError
 from sensing.estimator import Detector, Localizer, check_batch, doubtful_covariance

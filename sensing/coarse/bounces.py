@@ -11,7 +11,8 @@ from torch import Tensor
 from sensing.coarse.aligned import align_and_cluster
 from sensing.coarse.bounce_search import search_bounced_user
 from sensing.coarse.candidates import REPEAT_M, Candidates, Located, best_distinct, decide
-from sensing.coarse.least_squares import cluster_measurements, solve_location
+from sensing.coarse.least_squares import solve_location
+from sensing.coarse.measurements import cluster_measurements
 from sensing.coarse.pairs import wrap
 from sensing.coarse.rays import Rays, take
 from sensing.coarse.settling import Bounces, Settings, settle

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from sensing.coarse.least_squares import Solution, inverse_information
+from sensing.coarse.least_squares import Solution
+from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.rays import take
 
 T = TypeVar("T")

@@ -10,11 +10,12 @@ import math
 import torch
 from torch import Tensor
 
-from sensing.coarse.least_squares import Solution, inverse_information
+from sensing.coarse.least_squares import Solution
+from sensing.coarse.measurements import straight_paths
+from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.pairs import region_box, wrap
 from sensing.coarse.user_score import line_of_sight_odds
 from sensing.containers import Deployment, PathEstimates
-from sensing.geometry import direction_and_range
 
 GATE = 16.3  # chi-square with 3 degrees of freedom, 0.1 %
 LOG_ODDS = -8.0  # of a line of sight: with some ten paths in each of some stations, accidents stay below a percent
@@ -33,20 +34,15 @@ def lines_of_sight(solution: Solution, paths: PathEstimates, deployment: Deploym
         deployment: stations.
         slack_m: standard deviation of the model's own error in a range [m].
     """
-    k, leg = direction_and_range(solution.ue_position[:, None], deployment.bs_position)  # [b bs xyz]
-    stations = leg.shape[-1]
-    eye = torch.eye(3 + stations, dtype=leg.dtype, device=leg.device)
-    jac = leg.new_zeros(*leg.shape, 4, 3 + stations)
-    jac[..., 0, :3], jac[..., 0, 3:] = k, eye[3:, 3:]
-    jac[..., 1:, :3] = (eye[:3, :3] - k[..., :, None] * k[..., None, :]) / leg.clamp_min(1e-3)[..., None, None]
-    predicted = jac @ inverse_information(solution.information)[:, None] @ jac.mT  # [b bs 4 4]
-    late = wrap(paths.range_m - (leg + solution.offset_m)[..., None], deployment.range_ambiguity)  # [b bs path]
+    straight, k, slope = straight_paths(solution.ue_position, solution.offset_m, deployment)  # [b bs ...]
+    predicted = slope @ inverse_information(solution.information)[:, None] @ slope.mT  # [b bs 4 4]
+    late = wrap(paths.range_m - straight[..., None], deployment.range_ambiguity)  # [b bs path]
     residual = torch.cat([late[..., None], paths.direction - k[..., None, :]], -1)
     total = paths.covariance + predicted[:, :, None]
     total[..., 0, 0] = total[..., 0, 0] + slack_m**2
     # a direction has no component along itself: give that component unit variance
     total[..., 1:, 1:] = total[..., 1:, 1:] + paths.direction[..., :, None] * paths.direction[..., None, :]
-    total = torch.where(paths.mask[..., None, None], total, torch.eye(4, dtype=leg.dtype, device=leg.device))
+    total = torch.where(paths.mask[..., None, None], total, torch.eye(4, dtype=k.dtype, device=k.device))
     chi2 = (residual * torch.linalg.solve_ex(total, residual)[0]).sum(-1)
     box = region_box(deployment)
     volume = torch.log((box[1] - box[0]).norm() * 2.0 * math.pi)

@@ -3,12 +3,9 @@
 import torch
 from torch import Tensor
 
-from sensing.coarse.least_squares import (
-    Solution,
-    cluster_measurements,
-    inverse_information,
-    solve_location,
-)
+from sensing.coarse.least_squares import Solution, solve_location
+from sensing.coarse.measurements import cluster_measurements
+from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.pairs import region_box
 from sensing.coarse.rays import take
 from sensing.coarse.user_search import user_box

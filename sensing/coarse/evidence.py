@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from sensing.coarse.clusters import gather_members, path_log_det
-from sensing.coarse.least_squares import Solution, cluster_measurements, eliminated_system, location_prior
+from sensing.coarse.least_squares import Solution, eliminated_system
+from sensing.coarse.measurements import cluster_measurements
+from sensing.coarse.normal_equations import location_prior
 from sensing.coarse.pairs import region_box
 from sensing.containers import Deployment, PathEstimates
 from sensing.units import SPEED_OF_LIGHT

@@ -15,13 +15,10 @@ from sensing.coarse.bounces import locate_bounces
 from sensing.coarse.candidates import Located
 from sensing.coarse.doubts import deployment_flags, outside_region, valley_end
 from sensing.coarse.inflation import inflated
-from sensing.coarse.least_squares import (
-    Solution,
-    cluster_measurements,
-    differentiable_step,
-    inverse_information,
-)
+from sensing.coarse.least_squares import Solution, differentiable_step
+from sensing.coarse.measurements import cluster_measurements
 from sensing.coarse.modes import locate
+from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.pairs import ray_pairs, region_box
 from sensing.coarse.rays import Rays
 from sensing.coarse.repair import degrees_of_freedom, fit_fails

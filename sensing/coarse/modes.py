@@ -6,7 +6,8 @@ from torch import Tensor
 from sensing.coarse.aligned import Aligned, align_and_cluster
 from sensing.coarse.candidates import Candidates, Located, decide, merge, promising
 from sensing.coarse.evidence import association_evidence, clock_allowance
-from sensing.coarse.least_squares import cluster_measurements, solve_location
+from sensing.coarse.least_squares import solve_location
+from sensing.coarse.measurements import cluster_measurements
 from sensing.coarse.pairs import wrap
 from sensing.coarse.rays import Rays, take
 from sensing.coarse.second_look import grid_candidates, twin_candidates

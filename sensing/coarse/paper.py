@@ -11,8 +11,9 @@ from torch import Tensor
 from sensing.coarse.alternating import locate_alternating
 from sensing.coarse.cliques import RayClusters, cluster_rays
 from sensing.coarse.clusters import gather_members
-from sensing.coarse.least_squares import Solution, cluster_measurements, solve_location
+from sensing.coarse.least_squares import Solution, solve_location
 from sensing.coarse.localization import CoarseLocation, solution_flags, with_slot
+from sensing.coarse.measurements import cluster_measurements
 from sensing.coarse.pairs import region_box
 from sensing.coarse.private_scatterers import private_scatterers
 from sensing.coarse.repair import degrees_of_freedom

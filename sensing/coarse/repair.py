@@ -4,7 +4,8 @@ import torch
 from scipy.stats import chi2 as chi2_law
 from torch import Tensor
 
-from sensing.coarse.least_squares import Solution, cluster_measurements, solve_location
+from sensing.coarse.least_squares import Solution, solve_location
+from sensing.coarse.measurements import cluster_measurements
 from sensing.coarse.rays import take
 from sensing.containers import Deployment, PathEstimates
 

@@ -5,11 +5,10 @@ The errors of paths are Student t with nu degrees of freedom, not Gaussian: iter
 Taylor, "Robust statistical modeling using the t distribution", JASA 84(408), 1989.
 """
 
-import torch
 from torch import Tensor
 
-from sensing.coarse.least_squares import Solution, cluster_measurements, solve_location
-from sensing.coarse.pairs import wrap
+from sensing.coarse.least_squares import Solution, solve_location
+from sensing.coarse.measurements import cluster_measurements, misfit
 from sensing.containers import Deployment, PathEstimates
 from sensing.geometry import bounce_ranges
 
@@ -44,8 +43,7 @@ def student_location(
         ranges, k, _, _ = bounce_ranges(
             solution.position, solution.ue_position, deployment.bs_position, solution.offset_m
         )
-        late = wrap(ranges.mT - data.range_m, deployment.range_ambiguity)
-        residual = torch.cat([late[..., None], k.transpose(-3, -2) - data.direction], -1)
+        residual = misfit(ranges.mT, k.transpose(-3, -2), data, deployment)
         squared = (residual * (data.information @ residual[..., None]).squeeze(-1)).sum(-1)
         weight = (1.0 + 3.0 / nu) / (1.0 + squared / nu)
         fitted = data._replace(information=weight[..., None, None] * data.information)

@@ -6,7 +6,9 @@ from torch import Tensor
 from sensing.coarse.candidates import Candidates
 from sensing.coarse.clusters import Clusters, KnownUser, form_clusters
 from sensing.coarse.evidence import association_evidence
-from sensing.coarse.least_squares import Solution, cluster_measurements, inverse_information, solve_location
+from sensing.coarse.least_squares import Solution, solve_location
+from sensing.coarse.measurements import cluster_measurements
+from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.pairs import region_box, wrap
 from sensing.coarse.rays import Rays, take
 from sensing.coarse.user_search import search_cells

@@ -9,7 +9,9 @@ from sensing.coarse.candidates import Candidates, merge
 from sensing.coarse.clusters import Clusters, KnownUser, form_clusters
 from sensing.coarse.direct import lines_of_sight
 from sensing.coarse.echoes import echoes
-from sensing.coarse.least_squares import Solution, cluster_measurements, inverse_information, solve_location
+from sensing.coarse.least_squares import Solution, solve_location
+from sensing.coarse.measurements import cluster_measurements
+from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.rays import Rays, without
 from sensing.coarse.repair import fit_fails, repair
 from sensing.containers import Deployment
