@@ -37,7 +37,8 @@ class Reason:
     AT_STATION = 1  # the target lies on a station
     NO_POWER = 2  # no link illuminates the target
     SINGULAR = 4  # a direction of the unknowns leaves all observations unchanged
-    NAMES: ClassVar[dict[int, str]] = {1: "at_station", 2: "no_power", 4: "singular"}
+    SOME_DRAWS = 8  # of an average over random scenes: singular in some of them only
+    NAMES: ClassVar[dict[int, str]] = {1: "at_station", 2: "no_power", 4: "singular", 8: "some_draws"}
 
     @classmethod
     def describe(cls, bits: int) -> str:

@@ -115,19 +115,64 @@ class SceneSampler:
         Raises:
             ConfigError: the boxes have no room for the scatterers at the distances asked for.
         """
-        std = float(deployment.clock_offset_std) if self.clock_offset_std is None else self.clock_offset_std
-        if not np.isfinite(std):
-            raise ConfigError("a flat clock offset prior (inf) needs sampler.clock_offset_std, the true deviation [s]")
-        bs = deployment.bs_position.cpu().numpy()
-        boresight = deployment.boresight.cpu().numpy()
+        std, bs, boresight = self._known(deployment)
         drawn = [self._one(bs, boresight, std, scene_generator(seed, split, i)) for i in indices]
         return Scene(*(torch.from_numpy(np.stack(field)) for field in zip(*drawn, strict=True)))
 
+    def sample_at(
+        self, deployment: Deployment, seed: int, split: str, indices: Iterable[int], ue_position: Tensor
+    ) -> Scene:
+        """The same surroundings for many users: common random numbers, so that maps over the user are smooth.
+
+        Draw i has the random numbers of scene i. Scatterers, gains and offsets are those of all users alike, but for a
+        user with a scatterer nearer than `min_ue_distance_m`: there the positions are drawn anew, as for scene i.
+
+        Args:
+            deployment: the stations.
+            seed: experiment seed.
+            split: train, val, test or sample.
+            indices: scene numbers.
+            ue_position: [user xyz] positions on the CPU [m]; `ue_region` is not asked.
+
+        Returns:
+            Scene with batch shape [user, len(indices)], each user's draws following the law of the scenes.
+
+        Raises:
+            ConfigError: as `sample`.
+        """
+        std, bs, boresight = self._known(deployment)
+        indices, users = list(indices), ue_position.double().numpy()
+        alone = np.full(3, np.inf)  # a user who is near to nothing
+        drawn = [self._one(bs, boresight, std, scene_generator(seed, split, i), alone) for i in indices]
+        _, points, visible, offset, gain = (
+            np.repeat(np.stack(field)[None], len(users), 0) for field in zip(*drawn, strict=True)
+        )
+        near = np.linalg.norm(points - users[:, None, None], axis=-1).min(-1) < self.min_ue_distance_m
+        for user, draw in np.argwhere(near):
+            again = self._one(bs, boresight, std, scene_generator(seed, split, indices[draw]), users[user])
+            points[user, draw], visible[user, draw] = again[1:3]
+        ue = np.repeat(users[:, None], len(indices), 1)
+        return Scene(*map(torch.from_numpy, (ue, points, visible, offset, gain)))
+
+    def _known(self, deployment: Deployment) -> tuple[float, np.ndarray, np.ndarray]:
+        """Deviation of the drawn offsets [s], positions and boresights of the stations."""
+        std = float(deployment.clock_offset_std) if self.clock_offset_std is None else self.clock_offset_std
+        if not np.isfinite(std):
+            raise ConfigError("a flat clock offset prior (inf) needs sampler.clock_offset_std, the true deviation [s]")
+        return std, deployment.bs_position.cpu().numpy(), deployment.boresight.cpu().numpy()
+
     def _one(
-        self, bs: np.ndarray, boresight: np.ndarray, std: float, rng: np.random.Generator
+        self,
+        bs: np.ndarray,
+        boresight: np.ndarray,
+        std: float,
+        rng: np.random.Generator,
+        user: np.ndarray | None = None,
     ) -> tuple[np.ndarray, ...]:
+        """One scene; a given user takes the place of the drawn one."""
         stations = len(bs)
         ue = rng.uniform(*self.ue_region)
+        ue = ue if user is None else user
         owner = np.repeat(np.arange(-1, stations), [self.num_shared] + [self.num_specific] * stations)
         points = np.empty((len(owner), 3))
         visible = np.zeros((stations, len(owner)), bool)
