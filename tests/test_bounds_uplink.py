@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from sensing import runs
 from sensing.bounds import Reason, uplink_bound
-from sensing.bounds.uplink_map import Uplink
+from sensing.bounds.uplink import Uplink
 from sensing.errors import ConfigError, DomainError, ShapeError
 from sensing.simulation import SceneSampler, Simulator
 from tests.conftest import build_tiny
+from tests.test_config import composed, defaults
 
 DRAWS = 5
 FIELDS = ("num_shared", "num_specific", "visibility", "min_views", "min_spacing_m", "clock_offset_std")
@@ -54,7 +57,8 @@ def test_equals_a_loop_over_scenes(tiny, points, average):
     base = tiny.simulator.scenes("test", range(DRAWS))
     pairs = sum(bool(seen) for scene in base.visible for station in scene for seen in station)
     noise_var = torch.full((1, 3), pairs / (DRAWS * 3) / 10**1.5, dtype=torch.float64)
-    found = Uplink(tiny.simulator, snr_db=15.0, num_draws=DRAWS, average=average).point_bound(points)
+    model = Uplink(tiny.simulator, snr_db=15.0, num_draws=DRAWS, average=average)
+    found, asked = model.averages(points), model.point_bound(points)
     for i, point in enumerate(points):
         pebs = []
         for d in range(DRAWS):
@@ -63,8 +67,8 @@ def test_equals_a_loop_over_scenes(tiny, points, average):
         rms = math.sqrt(sum(value**2 for value in pebs) / DRAWS)
         assert float(found.rms_m[i]) == pytest.approx(rms, rel=1e-7)
         assert float(found.median_m[i]) == pytest.approx(sorted(pebs)[DRAWS // 2], rel=1e-7)
-        assert found.peb_m[i] == (found.rms_m if average == "rms" else found.median_m)[i]
-    assert (found.reason == 0).all()
+        assert asked.peb_m[i] == (found.rms_m if average == "rms" else found.median_m)[i]
+    assert (asked.reason == 0).all()
     assert (found.unobservable == 0).all()
 
 
@@ -83,14 +87,14 @@ def test_no_point_depends_on_the_others_and_the_map_is_smooth(tiny, points):
 
 
 def test_large_maps_are_computed_in_blocks(tiny, points, monkeypatch):
-    whole = Uplink(tiny.simulator, num_draws=DRAWS).point_bound(points)
-    monkeypatch.setattr("sensing.bounds.uplink_map.BLOCK", 11)
-    monkeypatch.setattr("sensing.bounds.uplink_map.SCENES", 3)
+    whole = Uplink(tiny.simulator, num_draws=DRAWS).averages(points)
+    monkeypatch.setattr("sensing.bounds.uplink.BLOCK", 11)
+    monkeypatch.setattr("sensing.bounds.uplink.SCENES", 3)
     blocks = []
-    parts = Uplink(tiny.simulator, num_draws=DRAWS).point_bound(points, progress=blocks.append)
+    parts = Uplink(tiny.simulator, num_draws=DRAWS).averages(points, progress=blocks.append)
     assert blocks == [2, 2, 1]
     for one, other in zip(whole, parts, strict=True):
-        assert torch.allclose(one.double(), other.double(), rtol=1e-7)
+        assert torch.allclose(one, other, rtol=1e-7)
 
 
 def flat(num_shared, **law):
@@ -103,26 +107,28 @@ def flat(num_shared, **law):
 
 def test_snr_scales_the_bound_where_no_prior_speaks(points):
     low, high = (Uplink(flat(8), snr_db=snr, num_draws=DRAWS).point_bound(points) for snr in (0.0, 20.0))
-    assert torch.allclose(low.rms_m, 10.0 * high.rms_m, rtol=1e-6)
+    assert torch.allclose(low.peb_m, 10.0 * high.peb_m, rtol=1e-6)
 
 
 def test_unobservable_points_are_infinite_with_their_reason(points):
-    found = Uplink(flat(3), num_draws=DRAWS).point_bound(points)  # three shared scatterers, four unknowns
-    assert torch.isinf(found.peb_m).all()
+    model = Uplink(flat(3), num_draws=DRAWS)  # three shared scatterers, four unknowns
+    found, asked = model.averages(points), model.point_bound(points)
+    assert torch.isinf(asked.peb_m).all()
     assert torch.isinf(found.median_m).all()
-    assert (found.reason == Reason.SINGULAR).all()
     assert (found.unobservable == 1).all()
+    assert (asked.reason == Reason.SINGULAR).all()
 
 
 def test_draws_that_leave_the_user_open_make_the_mean_square_infinite_and_the_median_not(points):
     simulator = flat(6, visibility=0.6, min_views=1)
-    found = {average: Uplink(simulator, 20.0, 9, average).point_bound(points) for average in ("rms", "median")}
-    share = found["rms"].unobservable
+    rms, median = (Uplink(simulator, 20.0, 9, average) for average in ("rms", "median"))
+    share = rms.averages(points).unobservable
     assert ((share > 0) & (share < 0.5)).all()
-    assert torch.isinf(found["rms"].peb_m).all()
-    assert (found["rms"].reason == Reason.SINGULAR | Reason.SOME_DRAWS).all()
-    assert torch.isfinite(found["median"].peb_m).all()
-    assert (found["median"].reason == 0).all()
+    mean_square, middle = rms.point_bound(points), median.point_bound(points)
+    assert torch.isinf(mean_square.peb_m).all()
+    assert (mean_square.reason == Reason.SINGULAR | Reason.SOME_DRAWS).all()
+    assert torch.isfinite(middle.peb_m).all()
+    assert (middle.reason == 0).all()
 
 
 def test_bad_input(tiny):
@@ -134,3 +140,18 @@ def test_bad_input(tiny):
         model.point_bound(torch.zeros(4, 2))
     with pytest.raises(DomainError, match="position"):
         model.point_bound(torch.full((4, 3), math.nan))
+
+
+def test_configuration_builds_the_model_of_its_scene():
+    config = composed("evaluate", "network=uplink", "scene=hall_hard", "network.num_draws=3", "network.snr_db=20")
+    model = runs.Builder(config).network()
+    assert isinstance(model, Uplink)
+    assert torch.equal(model.bs_position, model.simulator.deployment.bs_position)
+    assert model.simulator.sampler.num_shared == 6
+    centre = torch.tensor([[20.0, 20.0, 1.5]], dtype=torch.float64)
+    assert 0.001 < float(model.point_bound(centre).peb_m) < 1.0
+
+
+def test_yaml_and_python_have_the_same_defaults():
+    node = OmegaConf.to_container(composed("evaluate", "network=uplink").network)
+    assert {key: value for key, value in node.items() if key not in ("_target_", "simulator")} == defaults(Uplink)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sensing.bounds.asynchronous import uplink_bound
-from sensing.bounds.cooperative import Reason
+from sensing.bounds.cooperative import PointBound, Reason
 from sensing.checks import check_finite, check_shape
 from sensing.containers import Scene
 from sensing.errors import ConfigError
@@ -33,8 +33,6 @@ BLOCK = 2048
 class AveragedBound(NamedTuple):
     """Position error bound at points over random scenes; a draw that leaves the user open counts as infinite."""
 
-    peb_m: Tensor  # [*] the average that was asked for [m]; inf where unobservable
-    reason: Tensor  # [*] int64, bits of `Reason`
     rms_m: Tensor  # [*] root of the mean square over draws [m]: the error of a user in a random scene
     median_m: Tensor  # [*] over draws [m]
     unobservable: Tensor  # [*] share of the draws that leave the user's position open
@@ -77,15 +75,22 @@ class Uplink:
         """Stations, [bs xyz] [m]."""
         return self.simulator.deployment.bs_position
 
-    def point_bound(self, position: Tensor, progress: Callable[[int], None] | None = None) -> AveragedBound:
-        """Averaged bound of users at points; time is linear in points times draws, memory in neither.
+    def point_bound(self, position: Tensor, progress: Callable[[int], None] | None = None) -> PointBound:
+        """The average that was asked for, of users at points [* xyz] [m]; arguments as `averages`."""
+        found = self.averages(position, progress)
+        peb = found.rms_m if self.average == "rms" else found.median_m
+        reason = Reason.SINGULAR | Reason.SOME_DRAWS * (found.unobservable < 1).long()
+        return PointBound(peb, torch.where(torch.isinf(peb), reason, torch.zeros_like(reason)))
+
+    def averages(self, position: Tensor, progress: Callable[[int], None] | None = None) -> AveragedBound:
+        """Averages of the bound of users at points; time is linear in points times draws, memory small.
 
         Args:
             position: [* xyz] [m].
             progress: called with the number of points done since its last call.
 
         Returns:
-            The bound; inf with its reason where there is none.
+            The averages; inf where the draws leave the user open.
 
         Raises:
             ShapeError, DomainError: the positions do not fit.
@@ -99,13 +104,8 @@ class Uplink:
                 progress(len(block))
         peb = torch.cat(found).reshape(*position.shape[:-1], self.num_draws)
         ordered = peb.sort(-1).values
-        rms = peb.square().mean(-1).sqrt()
         median = (ordered[..., (self.num_draws - 1) // 2] + ordered[..., self.num_draws // 2]) / 2.0
-        lost = torch.isinf(peb)
-        chosen = rms if self.average == "rms" else median
-        reason = Reason.SINGULAR * torch.isinf(chosen).long()
-        reason = reason | Reason.SOME_DRAWS * (torch.isinf(chosen) & ~lost.all(-1)).long()
-        return AveragedBound(chosen, reason, rms, median, lost.double().mean(-1))
+        return AveragedBound(peb.square().mean(-1).sqrt(), median, torch.isinf(peb).double().mean(-1))
 
     def _peb(self, position: Tensor) -> Tensor:
         """Bound of every draw, [point xyz] to [point draw]."""
