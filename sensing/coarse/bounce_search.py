@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sensing.coarse.normal_equations import location_prior
 from sensing.coarse.pairs import wrap
 from sensing.coarse.user_score import Hypothesis, Shares, proposals, score, shares
-from sensing.coarse.user_search import UserModes, repeats_last, user_box, user_grid
+from sensing.coarse.user_search import (
+    UserModes,
+    cluster_residuals,
+    distinct_cells,
+    ordered,
+    repeats_last,
+    user_box,
+    user_grid,
+)
 from sensing.containers import Deployment
-from sensing.units import SPEED_OF_LIGHT
 from sensing.walls import beyond, user_walls
 
 PLANE_CELL = 1.5  # largest cell [m] of a plane of users: scores peak within a few metres
@@ -36,7 +44,7 @@ def search_bounced_user(case: Hypothesis, deployment: Deployment, modes: int = 1
         points = int((extent[0] * extent[1] / PLANE_CELL**2).clamp(points, 10 * points))
     grid, cell = user_grid(deployment, points)
     value, beta = grid_score(grid, cell, case, deployment)
-    refined = _refine(_distinct(grid, beta, value, cell, modes), cell, case, deployment)
+    refined = _refine(distinct_cells(grid, beta, -value, cell, modes), cell, case, deployment)
     return repeats_last(refined, 0.5 * cell.norm())
 
 
@@ -55,19 +63,6 @@ def grid_score(grid: Tensor, cell: Tensor, case: Hypothesis, deployment: Deploym
     return torch.where(found, best, nothing).double(), torch.where(found, beta, nothing).double()
 
 
-def _distinct(grid: Tensor, beta: Tensor, value: Tensor, cell: Tensor, modes: int) -> UserModes:
-    """Repeatedly take the best cell and remove its neighbourhood (two cells)."""
-    rows = torch.arange(len(value), device=value.device)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(min(modes, len(grid))):
-        best, index = value.max(-1)
-        found.append((grid[index], beta[rows, index], best))
-        near = ((grid[None] - grid[index][:, None]).abs() <= 2.01 * cell).all(-1)
-        value = torch.where(near, torch.full_like(value, -torch.inf), value)
-    position, offset, height = (torch.stack(field, 1) for field in zip(*found, strict=True))
-    return UserModes(position, offset, -height)
-
-
 def _refine(modes: UserModes, cell: Tensor, case: Hypothesis, deployment: Deployment, steps: int = 10) -> UserModes:
     """Expectation maximisation of (u, beta) per mode under the mixture; its widths shrink from the grid's to their own.
 
@@ -75,32 +70,24 @@ def _refine(modes: UserModes, cell: Tensor, case: Hypothesis, deployment: Deploy
     posterior probability of being one.
     """
     ue, beta = modes.ue_position, modes.common_offset
-    box, walls, offsets = user_box(deployment), user_walls(deployment), case.offset_m[:, None]
-    eye = torch.eye(4, dtype=ue.dtype, device=ue.device)
-    vague = 1.0 / (3.0 * box.diff(dim=0).norm()).square()
-    clock = 1.0 / (SPEED_OF_LIGHT * deployment.clock_offset_std).clamp_min(1e-3).square()
+    walls, offsets, (mean, precision) = user_walls(deployment), case.offset_m[:, None], location_prior(deployment)
+    # with a flat prior of the clocks the common offset is held like the user
+    clock = precision[3:].sum().clamp_min(precision[0])
     for step in range(steps):
         width = float(cell.square().sum()) / 36.0 * 0.5**step
         normal, gradient = _normal_equations(
             ue, beta, case, shares(ue, beta, case, deployment, width), width, deployment
         )
         distance, wall = beyond(ue, walls)
-        normal = normal + vague * eye + torch.diag_embed(pad(wall, (0, 1)))
-        gradient = gradient + pad(wall * distance, (0, 1))
-        stray = wrap(offsets + beta[..., None], deployment.range_ambiguity)
-        normal[..., 3, 3] += clock * offsets.shape[-1]
-        gradient[..., 3] += clock * stray.sum(-1)
-        if deployment.ue_height_range is not None:
-            tight = 12.0 / deployment.ue_height_range.diff().squeeze().clamp_min(0.01).square()
-            normal[..., 2, 2] += tight
-            gradient[..., 2] += tight * (ue[..., 2] - deployment.ue_height_range.mean())
+        normal = normal + torch.diag(torch.cat([precision[:3], clock[None]])) + torch.diag_embed(pad(wall, (0, 1)))
+        stray = (precision[3:] * wrap(offsets + beta[..., None], deployment.range_ambiguity)).sum(-1)
+        pull = precision[:3] * (ue - mean[:3]) + wall * distance
+        gradient = gradient + torch.cat([pull, stray[..., None]], -1)
         delta = -torch.linalg.solve_ex(normal, gradient)[0].nan_to_num().clamp(-5.0, 5.0)
         ue, beta = ue + delta[..., :3], beta + delta[..., 3]
     distance, wall = beyond(ue, walls)
     value = score(ue, beta[..., None], case, deployment).squeeze(-1).double() - 0.5 * (wall * distance.square()).sum(-1)
-    order = value.argsort(dim=-1, descending=True, stable=True)
-    rows = torch.arange(len(value), device=value.device)[:, None]
-    return UserModes(ue[rows, order], beta[rows, order], -value[rows, order])
+    return ordered(UserModes(ue, beta, -value), (-value).argsort(dim=-1, stable=True))
 
 
 def _normal_equations(
@@ -108,19 +95,18 @@ def _normal_equations(
 ) -> tuple[Tensor, Tensor]:
     """Curvature [b m 4 4] and gradient [b m 4] of the weighted squares over (u, beta)."""
     clusters, slack = case.clusters, case.slack_m**2 + width
-    covariance = clusters.covariance
-    difference = ue[:, :, None] - clusters.position[:, None]
-    leg = difference.norm(dim=-1)
-    slope = torch.cat([difference / leg.clamp_min(1e-3)[..., None], torch.ones_like(leg)[..., None]], -1)
-    variance = ((slope.transpose(1, 2) @ covariance) * slope.transpose(1, 2)).sum(-1).transpose(1, 2) + slack
-    residual = wrap(leg + beta[..., None] - clusters.excess[:, None], deployment.range_ambiguity)
-    weight = share.point / variance
+    _, residual, slope, variance = cluster_residuals(ue, beta, clusters, deployment)
+    weight = share.point / (variance + slack)
     normal = torch.einsum("bmk,bmki,bmkj->bmij", weight, slope, slope)
     gradient = torch.einsum("bmk,bmki,bmk->bmi", weight, slope, residual)
     # image and user: straight residuals of (u, beta) against (s, e), the plan position for `user` alone
-    spread = covariance.diagonal(dim1=-2, dim2=-1)[:, None] + slack
+    spread = clusters.covariance.diagonal(dim1=-2, dim2=-1)[:, None] + slack
     straight = torch.cat(
-        [difference, wrap(beta[..., None] - clusters.excess[:, None], deployment.range_ambiguity)[..., None]], -1
+        [
+            ue[:, :, None] - clusters.position[:, None],
+            wrap(beta[..., None] - clusters.excess[:, None], deployment.range_ambiguity)[..., None],
+        ],
+        -1,
     )
     either = share.user + share.image
     precision = torch.stack([share.user, share.user, either, either], -1) / spread

@@ -88,7 +88,7 @@ def search_cells(
     """The best grid cells themselves, at least two cells apart; arguments as in `search_user`."""
     grid, cell = user_grid(deployment, points)
     cost, beta = grid_cost(grid, cell, clusters, offset_m, deployment, truncation)
-    return _distinct(grid, beta, cost, cell, cells)
+    return distinct_cells(grid, beta, cost, cell, cells)
 
 
 def grid_cost(
@@ -126,16 +126,15 @@ def grid_cost(
     return cost.double(), beta.double()
 
 
-def _distinct(grid: Tensor, beta: Tensor, cost: Tensor, cell: Tensor, modes: int) -> UserModes:
+def distinct_cells(grid: Tensor, beta: Tensor, cost: Tensor, cell: Tensor, modes: int) -> UserModes:
     """Repeatedly take the cheapest cell and remove its neighbourhood (two cells)."""
     rows = torch.arange(len(cost), device=cost.device)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    cost = cost.clone()
     for _ in range(min(modes, len(grid))):
         best, index = cost.min(-1)
         found.append((grid[index], beta[rows, index], best))
         near = ((grid[None] - grid[index][:, None]).abs() <= 2.01 * cell).all(-1)
-        cost = torch.where(near, torch.full_like(cost, 1e30), cost)
+        cost = torch.where(near, torch.full_like(cost, torch.inf), cost)
     position, offset, value = (torch.stack(field, 1) for field in zip(*found, strict=True))
     return UserModes(position, offset, value)
 
@@ -164,18 +163,20 @@ def _refine(
         ue, beta = ue + delta[..., :3], beta + delta[..., 3]
     cost = (squared / (1.0 + squared / scale**2) * clusters.mask[:, None]).sum(-1)
     cost = cost + (wall * distance.square()).sum(-1)
-    order = cost.argsort(dim=-1)
-    rows = torch.arange(len(cost), device=cost.device)[:, None]
-    return UserModes(ue[rows, order], beta[rows, order], cost[rows, order])
+    return ordered(UserModes(ue, beta, cost), cost.argsort(dim=-1))
+
+
+def ordered(modes: UserModes, order: Tensor) -> UserModes:
+    """Modes in the order [b mode] of their indices."""
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    return UserModes(*(field[rows, order] for field in modes))
 
 
 def repeats_last(modes: UserModes, distance: Tensor) -> UserModes:
     """Starts that converged to the same place as a better one go to the end, where they hide no other mode."""
     gap = (modes.ue_position[:, :, None] - modes.ue_position[:, None]).norm(dim=-1)
     repeat = torch.tril(gap < distance, diagonal=-1).any(-1)
-    order = repeat.int().argsort(dim=-1, stable=True)
-    rows = torch.arange(len(order), device=order.device)[:, None]
-    return UserModes(*(field[rows, order] for field in modes))
+    return ordered(modes, repeat.int().argsort(dim=-1, stable=True))
 
 
 def cluster_residuals(
