@@ -10,12 +10,11 @@ or a few on one core.
 import argparse
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sensing import arrays, ofdm
+from benchmarks.hall import BANDWIDTH, hall
 from sensing.bounds.asynchronous import uplink_bound
 from sensing.coarse import CoarseLocalizer, MusicDetector, PathDetector
 from sensing.coarse.cliques import cluster_rays, ray_graph
@@ -27,27 +26,11 @@ from sensing.inference.starts import perturbed_start
 from sensing.inference.unrolled import Unrolled
 from sensing.metrics import nmse_db
 from sensing.paper_estimator import PaperEstimator
-from sensing.simulation import SceneSampler, Simulator, build_deployment
+from sensing.simulation import Simulator
 from sensing.simulation.sampler import scene_generator
 from sensing.units import SPEED_OF_LIGHT
 
-BANDWIDTH = 122.88e6
 BATCH = 16
-
-
-def hall(height: float = 8.0, num_shared: int = 8, offset: float = 1.0, **law: Any) -> Simulator:
-    """The hall of 40 x 40 m with stations at three quarters of its height; the default one is 8 m high."""
-    deployment = build_deployment(
-        [[x, y, 0.75 * height] for x, y in ((0, 0), (40, 0), (40, 40), (0, 40))],
-        arrays.upa(8, 8),
-        ofdm.pilot_frequencies(1024, 120e3, 16),
-        28e9,
-        offset / BANDWIDTH,
-        target=[20, 20, 0.5 * height],
-        region=[[0, 0, 0], [40, 40, height]],
-    )
-    box = [[1, 1, 0.5], [39, 39, height - 0.5]]
-    return Simulator(deployment, SceneSampler([[3, 3, 1], [37, 37, 2]], box, num_shared, 2, **law))
 
 
 def batches(
@@ -92,7 +75,7 @@ def association(scenes: int) -> None:
         "height [m] | wrong pairs within 0.3 m | false clusters, >= 2 stations | >= 3 stations | with delays, classical"
     )
     for height in (4.0, 8.0, 16.0, 32.0, 64.0):
-        simulator, detector, classical = hall(height), PathDetector(), CoarseLocalizer()
+        simulator, detector, classical = hall(8, height=height), PathDetector(), CoarseLocalizer()
         counts = {name: torch.zeros(2) for name in ("pairs", "two", "three", "classical")}
         for _, example in batches(simulator, scenes):
             paths = detector(example.observation, simulator.deployment)
@@ -113,7 +96,7 @@ def association(scenes: int) -> None:
 
 def _false_clusters_and_error(scenes: int) -> None:
     """User error of the default coarse stage in scenes with and without a false cluster."""
-    simulator, detector, coarse = hall(), PathDetector(), PaperLocalizer()
+    simulator, detector, coarse = hall(8), PathDetector(), PaperLocalizer()
     errors, impure = [], []
     for _, example in batches(simulator, scenes):
         assert example.scene is not None
@@ -131,7 +114,7 @@ def _false_clusters_and_error(scenes: int) -> None:
 
 def refinement(scenes: int) -> None:
     """Error over bound after the EM, from starts four standard deviations of the bound out, 10 dB, six shared."""
-    simulator = hall(num_shared=6)
+    simulator = hall(6)
     variants: Mapping[str, Unrolled | None] = {
         "start": None,
         "gradient, 8 iterations": Unrolled(8, kind="gradient"),
@@ -170,7 +153,7 @@ def offsets(scenes: int) -> None:
     nomp, music, coarse, prior = PathDetector(), MusicDetector(), PaperLocalizer(), PaperLocalizer(prior=True)
     paper, classical = PaperEstimator(), LocationEstimator()
     for sigma in (0.1, 1.0, 10.0, 100.0):
-        simulator = hall(offset=sigma)
+        simulator = hall(8, sigma / BANDWIDTH)
         known = simulator.deployment
         # a pilot every hertz: path lengths are taken as they come
         endless = known._replace(pilot_freq=torch.arange(2, dtype=torch.float64))
@@ -204,7 +187,7 @@ def offsets(scenes: int) -> None:
 
 def grid(scenes: int) -> None:
     """One movable point per scatterer against local clouds, on what the coarse stage finds: 10 dB, NOMP paths."""
-    simulator, detector = hall(visibility=1.0), PathDetector()
+    simulator, detector = hall(8, visibility=1.0), PathDetector()
     points = {"activity": 0.5}, {"activity": 0.5 / 7}  # prior: half of the points, or of the clouds' points, exist
     variants = {
         "coarse stage": PaperEstimator(unrolled=Unrolled(1, kind="gradient", cap=1e-9)),

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sensing import arrays, ofdm
+from benchmarks.hall import BANDWIDTH
+from benchmarks.hall import hall as simulated_hall
+from sensing import arrays
 from sensing.containers import Deployment
 from sensing.simulation import SceneSampler, Simulator, build_deployment
 
 torch.set_num_threads(1)
-
-BANDWIDTH = 122.88e6
 
 
 class Setup(NamedTuple):
@@ -20,19 +20,9 @@ class Setup(NamedTuple):
 
 
 def build(num_shared: int, clock_offset_std: float = 1 / BANDWIDTH, **sampler) -> Setup:
-    """Four stations in the corners of a 40 m hall, 8 x 8 antennas, 64 pilots."""
-    deployment = build_deployment(
-        [[0, 0, 6], [40, 0, 6], [40, 40, 6], [0, 40, 6]],
-        arrays.upa(8, 8),
-        ofdm.pilot_frequencies(1024, 120e3, 16),
-        28e9,
-        clock_offset_std,
-        target=[20, 20, 4],
-        region=[[0, 0, 0], [40, 40, 8]],
-    )
-    law = {"num_shared": num_shared, "num_specific": 2} | sampler
-    box = SceneSampler([[3, 3, 1], [37, 37, 2]], [[1, 1, 0.5], [39, 39, 7.5]], **law)
-    return Setup(deployment, Simulator(deployment, box, seed=0))
+    """The hall of the benchmarks."""
+    simulator = simulated_hall(num_shared, clock_offset_std, **sampler)
+    return Setup(simulator.deployment, simulator)
 
 
 def build_tiny(num_shared: int = 5, clock_offset_std: float = 3e-9, **sampler) -> Setup:

@@ -12,7 +12,8 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from sensing import arrays, ofdm, preflight, runs
+from benchmarks.hall import hall
+from sensing import preflight, runs
 from sensing.baselines import CloudGrid, GridOmp, GridSbl
 from sensing.cli import conf_dir
 from sensing.coarse.detection import PathDetector
@@ -24,7 +25,6 @@ from sensing.fusion.weights import FusionWeights
 from sensing.inference.iteration import Iteration
 from sensing.inference.unrolled import Unrolled
 from sensing.losses import BoundNormalisedLoss
-from sensing.simulation import SceneSampler, Simulator, build_deployment
 
 CONF = Path(conf_dir())
 COMMANDS = ("train", "evaluate")
@@ -150,18 +150,8 @@ def test_yaml_and_python_have_the_same_defaults():
 
 def test_hall_in_yaml_is_the_hall_in_python():
     """The same scenes and observations as from the constructors, to the last bit."""
-    deployment = build_deployment(
-        [[0, 0, 6], [40, 0, 6], [40, 40, 6], [0, 40, 6]],
-        arrays.upa(8, 8),
-        ofdm.pilot_frequencies(1024, 120e3, 16),
-        28e9,
-        1 / 122.88e6,
-        target=[20, 20, 4],
-        region=[[0, 0, 0], [40, 40, 8]],
-    )
-    box = {"ue_region": [[3, 3, 1], [37, 37, 2]], "scatterer_region": [[1, 1, 0.5], [39, 39, 7.5]]}
     for scene, shared in (("hall", 8), ("hall_hard", 6)):
-        wanted = Simulator(deployment, SceneSampler(**box, num_shared=shared, num_specific=2), seed=5)
+        wanted = hall(shared, seed=5)
         built = runs.build_simulator(composed("train", f"scene={scene}", "seed=5"))
         y = [each.examples("train", [3]).observation.y for each in (built, wanted)]
         assert torch.equal(*y)

@@ -2,12 +2,13 @@
 
 import torch
 
-from benchmarks.paper_claims import hall, origin, purity
+from benchmarks.hall import hall
+from benchmarks.paper_claims import origin, purity
 from tests.reference.oracle import detect
 
 
 def test_origin_of_paths_is_the_scatterer_that_made_them():
-    simulator = hall()
+    simulator = hall(8)
     example = simulator.examples("test", range(4), snr_db=15.0)
     oracle = detect(example, simulator.deployment)
     found = origin(oracle.paths, example, simulator.deployment)
