@@ -6,14 +6,8 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from sensing.coarse.clusters import (
-    KnownUser,
-    fit_clusters,
-    form_clusters,
-    gather_members,
-    log_evidence,
-    path_log_det,
-)
+from sensing.coarse.cluster_fit import KnownUser, fit_clusters, gather_members, log_evidence, path_log_det
+from sensing.coarse.clusters import form_clusters
 from sensing.coarse.pairs import ray_pairs, region_box
 from sensing.containers import PathEstimates
 from tests.reference.oracle import C, detect, members

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from sensing.coarse.clusters import gather_members, path_log_det
+from sensing.coarse.cluster_fit import gather_members, path_log_det
 from sensing.coarse.least_squares import Solution, eliminated_system
 from sensing.coarse.measurements import cluster_measurements
 from sensing.coarse.normal_equations import location_prior

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sensing.coarse.clusters import gather_members
+from sensing.coarse.cluster_fit import gather_members
 from sensing.coarse.pairs import wrap
 from sensing.containers import Deployment, PathEstimates
 from sensing.geometry import direction_and_range

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sensing.coarse.alternating import locate_alternating
 from sensing.coarse.cliques import RayClusters, cluster_rays
-from sensing.coarse.clusters import gather_members
+from sensing.coarse.cluster_fit import gather_members
 from sensing.coarse.least_squares import Solution, solve_location
 from sensing.coarse.localization import CoarseLocation, solution_flags, with_slot
 from sensing.coarse.measurements import cluster_measurements

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from sensing.coarse.candidates import Candidates
-from sensing.coarse.clusters import Clusters, KnownUser, form_clusters
+from sensing.coarse.cluster_fit import KnownUser
+from sensing.coarse.clusters import Clusters, form_clusters
 from sensing.coarse.evidence import association_evidence
 from sensing.coarse.least_squares import Solution, solve_location
 from sensing.coarse.measurements import cluster_measurements

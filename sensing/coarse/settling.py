@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sensing.coarse.candidates import Candidates, merge
-from sensing.coarse.clusters import Clusters, KnownUser, form_clusters
+from sensing.coarse.cluster_fit import KnownUser
+from sensing.coarse.clusters import Clusters, form_clusters
 from sensing.coarse.direct import lines_of_sight
 from sensing.coarse.echoes import echoes
 from sensing.coarse.least_squares import Solution, solve_location

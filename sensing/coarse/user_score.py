@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sensing.coarse.clusters import Clusters, gather_members
+from sensing.coarse.cluster_fit import gather_members
+from sensing.coarse.clusters import Clusters
 from sensing.coarse.echoes import echoes
 from sensing.coarse.pairs import region_box, wrap
 from sensing.containers import Deployment, PathEstimates
