@@ -45,7 +45,7 @@ class ChernoffWeights(NamedTuple):
 
 
 def pool_moments(weight: Tensor, log_density: Tensor, log_proposal: Tensor) -> PoolMoments:
-    """ln Z and its derivatives from samples.
+    """Log Z and its derivatives from samples.
 
     Args:
         weight: [* member].

@@ -1,7 +1,7 @@
 """Random targets and what stations report of them: the observation model of paper 3 (equations 1 to 3).
 
-Drop i of a split depends on (seed, split, i) alone. Noise and bias are drawn as unit quantities first, so the same drops
-come with any deviations and any largest bias.
+Drop i of a split depends on (seed, split, i) alone. Noise and bias are drawn as unit quantities first, so the same
+drops come with any deviations and any largest bias.
 """
 
 import math
