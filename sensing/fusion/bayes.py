@@ -20,7 +20,7 @@ from sensing.fusion.measurements import StationMeasurements
 NODES = 24
 """Gauss-Legendre nodes over the unknown scale of the bias."""
 
-KEPT, REFINED, SPLIT = 1500, 300, 4
+KEPT, REFINED, SPLIT = 3000, 300, 4
 """Cells that are evaluated exactly, cells that are split, and into how many along each unknown coordinate."""
 
 
@@ -63,12 +63,15 @@ def posterior(measured: StationMeasurements, domain: Domain, law: Law) -> Poster
     exact = _log_posterior(points, measured, law, log_range_excess)
     best = exact.topk(min(REFINED, exact.shape[-1])).indices
     centre = points.gather(1, best[..., None].expand(-1, -1, 3))
+    rest = exact.scatter(1, best, -torch.inf)
     steps = (torch.arange(SPLIT, dtype=torch.float64) + 0.5) / SPLIT - 0.5
     inside = torch.cartesian_prod(*([steps] * len(unknown))).reshape(-1, len(unknown))
     offset = torch.zeros(len(inside), 3, dtype=torch.float64)
     offset[:, unknown] = inside * domain.cell[unknown]
     fine = (centre[:, :, None] + offset).flatten(1, 2)
-    share = _log_posterior(fine, measured, law, log_range_excess).softmax(-1)
+    inner = _log_posterior(fine, measured, law, log_range_excess) - math.log(len(inside))  # of smaller cells
+    share = torch.cat([inner, rest], 1).softmax(-1)
+    fine = torch.cat([fine, points], 1)
     mean = (share[..., None] * fine).sum(1)
     off = fine - mean[:, None]
     return Posterior(mean, (share[..., None] * off).mT @ off)
