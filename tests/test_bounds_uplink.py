@@ -97,6 +97,21 @@ def test_large_maps_are_computed_in_blocks(tiny, points, monkeypatch):
         assert torch.allclose(one, other, rtol=1e-7)
 
 
+def test_gradient_in_the_stations_places_equals_differences(tiny, points):
+    def mean_square(place):
+        simulator = Simulator(tiny.deployment._replace(bs_position=place), tiny.simulator.sampler, seed=3)
+        return Uplink(simulator, num_draws=DRAWS).point_bound(points).peb_m.square().mean()
+
+    place = tiny.deployment.bs_position.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(mean_square(place), place)
+    for station, axis in ((0, 0), (1, 2), (2, 1)):
+        step = torch.zeros_like(place)
+        step[station, axis] = 1e-5
+        with torch.no_grad():
+            difference = (mean_square(place + step) - mean_square(place - step)) / 2e-5
+        assert torch.isclose(gradient[station, axis], difference, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
+
+
 def flat(num_shared, **law):
     """A network whose offsets have no prior."""
     setup = build_tiny(num_shared, **law)

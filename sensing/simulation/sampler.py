@@ -159,7 +159,7 @@ class SceneSampler:
         std = float(deployment.clock_offset_std) if self.clock_offset_std is None else self.clock_offset_std
         if not np.isfinite(std):
             raise ConfigError("a flat clock offset prior (inf) needs sampler.clock_offset_std, the true deviation [s]")
-        return std, deployment.bs_position.cpu().numpy(), deployment.boresight.cpu().numpy()
+        return std, deployment.bs_position.detach().cpu().numpy(), deployment.boresight.detach().cpu().numpy()
 
     def _one(
         self,
