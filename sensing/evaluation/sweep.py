@@ -108,13 +108,13 @@ def run_sweep(
     )
 
 
-def progress_bar(show: bool) -> Progress:
-    """A progress bar with the time left, on the error stream so that the output stays clean."""
+def progress_bar(show: bool, unit: str = "scenes") -> Progress:
+    """A progress bar with the time left, counting units, on the error stream so that the output stays clean."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("scenes"),
+        TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
