@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -165,6 +166,17 @@ def test_configuration_builds_the_model_of_its_scene():
     assert model.simulator.sampler.num_shared == 6
     centre = torch.tensor([[20.0, 20.0, 1.5]], dtype=torch.float64)
     assert 0.001 < float(model.point_bound(centre).peb_m) < 1.0
+
+
+def test_experiment_writes_the_map_of_the_model(tmp_path):
+    small = ("network.num_draws=2", "task.num_points=[2,3]", "task.progress=false")
+    config = composed("evaluate", "experiment=uplink_map", *small, output_dir=str(tmp_path))
+    runs.evaluate(config)
+    written = np.load(tmp_path / "coverage.npz")
+    y, x = torch.meshgrid(torch.from_numpy(written["y_m"]), torch.from_numpy(written["x_m"]), indexing="ij")
+    found = runs.Builder(config).network().point_bound(torch.stack([x, y, torch.full_like(x, 1.5)], -1))
+    np.testing.assert_allclose(written["peb_m"], found.peb_m.numpy(), rtol=1e-7)
+    np.testing.assert_allclose(written["x_m"], [10.5, 29.5])
 
 
 def test_yaml_and_python_have_the_same_defaults():

@@ -1,8 +1,8 @@
 """Position error bound of the asynchronous uplink over user positions, averaged over draws of the scatterers.
 
 What a user at p can expect depends on scatterers that nobody knows beforehand, so the bound is averaged over the scene
-law given p. All positions share the draws (`SceneSampler.sample_at`): a map shows the geometry, not the luck of each
-pixel, and the difference of two networks is that of the networks.
+law given p. All positions share the draws (`SceneSampler.sample_at`), so that maps are smooth; where the draws are too
+few, their luck shows as patches. Stations elsewhere, or more of them, see other draws.
 
 The noise variance is one number for all stations, positions and draws. Gains have unit mean power whatever the path's
 length, so the power that a station expects per entry is the number of paths it sees, and
