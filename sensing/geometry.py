@@ -4,8 +4,12 @@ Equations 1.2 and 1.9 of paper 1: with station b, user u and scatterer s,
 `range = ||s - b|| + ||s - u|| + c * clock_offset`, `direction = (s - b) / ||s - b||`.
 """
 
+import math
+
 import torch
 from torch import Tensor
+
+BELOW = 0.25  # share of the ambiguity kept for lengths below that of the straight line, which no bounce explains
 
 
 def direction_and_range(point: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,22 +60,29 @@ def tangent_basis(direction: Tensor) -> Tensor:
     return torch.stack(entries, -1).unflatten(-1, (3, 2))
 
 
-def bounce_on_ray(direction: Tensor, length: Tensor, bs: Tensor, ue: Tensor) -> tuple[Tensor, Tensor]:
+def bounce_on_ray(
+    direction: Tensor, length: Tensor, bs: Tensor, ue: Tensor, ambiguity: Tensor | float = math.inf
+) -> tuple[Tensor, Tensor]:
     """Scatterer on a station's ray such that the path to the user has a given length (equation 1.9).
 
-    `r = (R^2 - |v|^2) / (2 (R - k.v))` with v = ue - bs and R the length without clock offset.
+    `r = (R^2 - |v|^2) / (2 (R - k.v))` with v = ue - bs and R the length without clock offset. Where lengths are known
+    modulo an ambiguity A, R is the one between |v| - A / 4 and |v| + 3 A / 4.
 
     Args:
         direction: [* xyz] ray direction k.
         length: [*] path length R [m], clock offset removed.
         bs: [* xyz] [m].
         ue: [* xyz] [m].
+        ambiguity: lengths are known modulo this [m]; R is as given where it is infinite.
 
     Returns:
         position [* xyz] [m] and a bool [*], false where R <= |v|: no single bounce explains such a path, and the
         position returned is the station's.
     """
     v = ue - bs
+    if math.isfinite(period := float(ambiguity)):
+        least = v.norm(dim=-1) - BELOW * period
+        length = least + (length - least).remainder(period)
     excess = length.square() - v.square().sum(-1)
     slack = length - (direction * v).sum(-1)
     valid = (excess > 0) & (slack > 0)

@@ -80,6 +80,21 @@ def test_bounce_on_ray_refuses_too_short_paths():
     assert (found == 0).all(), "the station"
 
 
+@settings(max_examples=200, deadline=None)
+@given(point, point, point, st.integers(-20, 20), st.floats(150, 1000))
+def test_bounce_on_ray_returns_the_scatterer_whatever_the_clock_has_added(s, b, u, turns, ambiguity):
+    straight, length = distance(u, b), distance(s, b) + distance(s, u)
+    if distance(s, b) < 0.1 or not 0.1 < length - straight < 0.7 * ambiguity:
+        return
+    s, b, u = (torch.tensor(x, dtype=torch.float64) for x in (s, b, u))
+    direction, far = (s - b) / (s - b).norm(), torch.tensor(length + turns * ambiguity, dtype=torch.float64)
+    found, valid = bounce_on_ray(direction, far, b, u, ambiguity)
+    assert valid
+    assert torch.allclose(found, s, atol=1e-6)
+    _, valid = bounce_on_ray(direction, far - length + 0.9 * straight, b, u, ambiguity)
+    assert not valid or straight == 0, "shorter than the straight line, in any turn"
+
+
 @pytest.mark.parametrize("tilt", [False, True])
 def test_facing(tilt):
     position = torch.tensor([[0, 0, 6.0], [40, 0, 6], [3, 50, 2]], dtype=torch.float64)

@@ -11,6 +11,8 @@ from hydra import compose, initialize_config_dir
 from sensing import preflight, runs
 from sensing.cli import conf_dir
 from sensing.errors import ConfigError
+from sensing.estimator import LocationEstimator
+from tests.conftest import build
 
 SMALL = ["scene=hall_hard", "array.num_y=4", "array.num_z=4", "ofdm.num_subcarriers=256", "eval.progress=false"]
 
@@ -76,3 +78,23 @@ def test_one_command_writes_all_deviations(tmp_path, capsys):
 def test_bad_deviations_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         preflight.check_evaluation(runs.plain(composed(override)))
+
+
+def test_free_clocks_turn_the_observation_and_leave_every_scatterer_where_it_is():
+    """Delaying a station's signal by more than the pilots' period moves its clock, and no scatterer of its own."""
+    setup = build(6)
+    example = setup.simulator.examples("test", range(3), 20.0)
+    deployment = setup.deployment._replace(clock_offset_std=torch.tensor(math.inf))
+    delay = torch.tensor([2.3, -1.7, 0.6, 5.1], dtype=torch.float64) / deployment.pilot_spacing
+    turn = torch.exp(-2j * math.pi * delay[:, None] * deployment.pilot_freq)
+    later = example.observation._replace(y=example.observation.y * turn[:, None, :])
+    estimator = LocationEstimator()
+    with torch.no_grad():
+        here, there = (estimator(each, deployment) for each in (example.observation, later))
+    assert (example.scene.visible.sum(-2) == 1).sum() > 12, "there are scatterers that one station alone sees"
+    for i in range(3):
+        first, second = (each.scatterer_position[i, each.scatterer_mask[i]] for each in (here, there))
+        apart = torch.cdist(first, second)
+        assert len(first) == len(second)
+        assert float(apart.amin(0).max()) < 0.05, "metres"
+        assert float(apart.amin(1).max()) < 0.05, "metres"

@@ -54,10 +54,8 @@ class CloudGrid:
     def __call__(self, geometry: Geometry, deployment: Deployment) -> Candidates:
         """Points [b node]; a free path that no single bounce explains has no cloud."""
         length = geometry.free_range_m - geometry.offset_m[..., None]
-        if bool(torch.isfinite(deployment.range_ambiguity)):
-            length = length.remainder(deployment.range_ambiguity)
         bs, ue = deployment.bs_position[:, None, :], geometry.ue_position[..., None, None, :]
-        bounce, valid = bounce_on_ray(geometry.free_direction, length, bs, ue)
+        bounce, valid = bounce_on_ray(geometry.free_direction, length, bs, ue, deployment.range_ambiguity)
         centre = torch.cat([geometry.node_position, bounce.flatten(-3, -2)], -2)
         exists = torch.cat([geometry.node_mask, (valid & geometry.free_mask).flatten(-2)], -1)
         width = max(int(exists.sum(-1).max()), 1)  # gather what exists: columns cost cubically

@@ -34,10 +34,7 @@ def private_scatterers(
         margin: part of the region's size by which it may be left.
     """
     bs, user = deployment.bs_position[:, None], ue[:, None, None]
-    length, direct = paths.range_m - offset_m[..., None], (ue[:, None] - deployment.bs_position).norm(dim=-1)[..., None]
-    if bool(torch.isfinite(deployment.range_ambiguity)):
-        # the shortest length that single bounces can have
-        length = direct + (length - direct).remainder(deployment.range_ambiguity)
-    position, valid = bounce_on_ray(paths.direction, length, bs, user)
+    length = paths.range_m - offset_m[..., None]
+    position, valid = bounce_on_ray(paths.direction, length, bs, user, deployment.range_ambiguity)
     mask = alone & paths.mask & valid & inside(position, region_box(deployment), margin)
     return PrivateScatterers(torch.where(mask[..., None], position, torch.zeros_like(position)), mask)

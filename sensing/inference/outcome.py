@@ -72,7 +72,8 @@ def free_positions(geometry: Geometry, problem: Problem) -> tuple[Tensor, Tensor
     """Where the free paths bounce, [* bs free xyz] [m], given user and offsets, and whether one bounce does."""
     length = geometry.free_range_m - geometry.offset_m[..., None]
     bs, ue = problem.deployment.bs_position[:, None, :], geometry.ue_position[..., None, None, :]
-    position, valid = bounce_on_ray(geometry.free_direction, length, bs, ue)
+    ambiguity = problem.deployment.range_ambiguity
+    position, valid = bounce_on_ray(geometry.free_direction, length, bs, ue, ambiguity)
     return position, valid & geometry.free_mask
 
 
