@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sensing.checks import check_shape
 from sensing.coarse.detection import PathDetector
-from sensing.coarse.localization import CoarseLocalizer, CoarseLocation
+from sensing.coarse.joint_detection import joint_detection
+from sensing.coarse.localization import CoarseLocalizer, CoarseLocation, with_slot
 from sensing.coarse.noise import check_noise, detect
 from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.user_search import user_box
@@ -67,6 +68,11 @@ class LocationEstimator(nn.Module):
         unrolled: EM iterations; the default when None.
         name: label in tables.
         noise: noise variance of its own front end, `known` or `estimated`; paths of the caller come with theirs.
+        joint_false_alarm: paths per scene that noise alone may add where weak paths of a station are looked for in
+            the directions of the others (`coarse.joint_detection`); 0: not done.
+
+    Raises:
+        ConfigError: a share outside its range.
     """
 
     needs_truth = False
@@ -78,8 +84,12 @@ class LocationEstimator(nn.Module):
         unrolled: Unrolled | None = None,
         name: str = "classical",
         noise: str = "known",
+        joint_false_alarm: float = 0.05,
     ) -> None:
         super().__init__()
+        if not 0.0 <= joint_false_alarm < 1.0:
+            raise ConfigError(f"joint_false_alarm must be in [0, 1), got {joint_false_alarm}")
+        self.joint_false_alarm = joint_false_alarm
         self.name, self.noise = name, check_noise(noise)
         self.detector = PathDetector() if detector is None else detector
         self.localizer = CoarseLocalizer() if localizer is None else localizer
@@ -102,7 +112,7 @@ class LocationEstimator(nn.Module):
         if paths is None:
             with torch.no_grad():
                 observation, paths = self.detect(observation, deployment)
-        coarse = self.localizer(paths, deployment)
+        coarse = self.with_weak_paths(observation, deployment, paths, self.localizer(paths, deployment))
         refined, lost = self.refine(observation, deployment, coarse)
         estimate = as_located(
             to_estimate(refined.final, refined.problem), refined, coarse, self.coarse_is_final(coarse)
@@ -118,7 +128,22 @@ class LocationEstimator(nn.Module):
 
     def coarse_is_final(self, coarse: CoarseLocation) -> Tensor:
         """Scenes [b] located by the coarse stage: the iterations trust the model and know no line of sight."""
-        return (coarse.direct >= 0).any(-1) | (getattr(self.localizer, "model_error", 0.0) > 0)
+        return (coarse.direct >= 0).any(-1) | self.model_is_inexact
+
+    @property
+    def model_is_inexact(self) -> bool:
+        """Whether paths have errors beyond the noise: weak ones cannot be told from what those leave over."""
+        return bool(getattr(self.localizer, "model_error", 0.0) > 0)
+
+    def with_weak_paths(
+        self, observation: Observation, deployment: Deployment, paths: PathEstimates, coarse: CoarseLocation
+    ) -> CoarseLocation:
+        """The coarse location with nodes for the scatterers that a second station sees too weakly to have found."""
+        if self.joint_false_alarm == 0 or self.model_is_inexact:
+            return coarse
+        found = coarse.path, coarse.geometry
+        more = joint_detection(observation, deployment, with_slot(paths), *found, self.joint_false_alarm)
+        return coarse._replace(geometry=more)
 
     def refine(
         self, observation: Observation, deployment: Deployment, coarse: CoarseLocation
@@ -139,15 +164,17 @@ def as_located(estimate: Estimate, refined: Refined, coarse: CoarseLocation, fin
     """
     if not bool(final.any()):
         return estimate
+    assert estimate.scatterer_position is not None
     assert estimate.scatterer_covariance is not None
     solution, nodes = coarse.solution, coarse.solution.position.shape[-2]
+    weak = estimate.scatterer_position[..., nodes : coarse.geometry.node_mask.shape[-1], :]  # of joint detection
     geometry = refined.final.geometry._replace(ue_position=solution.ue_position, offset_m=solution.offset_m)
     free, _ = free_positions(geometry, refined.problem)
     located = estimate._replace(
         ue_position=solution.ue_position,
         clock_offset=solution.offset_m / SPEED_OF_LIGHT,
         covariance=inverse_information(solution.information),
-        scatterer_position=torch.cat([solution.position, free.flatten(-3, -2)], -2),
+        scatterer_position=torch.cat([solution.position, weak, free.flatten(-3, -2)], -2),
         scatterer_covariance=torch.cat(
             [solution.node_covariance, estimate.scatterer_covariance[..., nodes:, :, :]], -3
         ),
@@ -211,6 +238,7 @@ def build_estimator(
     fusion: Mapping[str, Any] | None = None,
     name: str = "classical",
     noise: str = "known",
+    joint_false_alarm: float = 0.05,
 ) -> LocationEstimator:
     """Estimator from plain settings, the form in which a checkpoint stores them.
 
@@ -221,6 +249,7 @@ def build_estimator(
         fusion: arguments of learned `FusionWeights`; analytic weights when None.
         name: label in tables.
         noise: `known` or `estimated` noise variance where the caller brings no paths.
+        joint_false_alarm: see `LocationEstimator`.
 
     Raises:
         ConfigError: an argument that the part does not know, or a value that it refuses.
@@ -236,6 +265,7 @@ def build_estimator(
         _part("unrolled", Unrolled, unrolled),
         name,
         noise,
+        joint_false_alarm,
     )
 
 

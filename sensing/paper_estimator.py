@@ -51,6 +51,7 @@ class PaperEstimator(LocationEstimator):
             PaperLocalizer() if localizer is None else localizer,
             Unrolled(kind="gradient") if unrolled is None else unrolled,
             name,
+            joint_false_alarm=0.0,
         )
         self.neighbours, self.spacing_m, self.front_end = neighbours, spacing_m, front_end
 

@@ -147,13 +147,7 @@ class CoarseLocalizer(torch.nn.Module):
         path, direct, solution, _, rival = found
         member = path >= 0
         exists = member.any(-1)
-        used = torch.zeros_like(paths.mask)
-        scene = torch.arange(len(path), device=path.device)[:, None, None].expand_as(path)
-        station = torch.arange(path.shape[-1], device=path.device).expand_as(path)
-        used[scene[member], station[member], path[member]] = True
-        free = paths.mask & ~used
-        width = max(int(free.sum(-1).max()), 1)
-        order = free.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :width]
+        order, free = free_paths(path, paths)
         geometry = Geometry(
             ue_position=solution.ue_position,
             offset_m=solution.offset_m,
@@ -162,13 +156,26 @@ class CoarseLocalizer(torch.nn.Module):
             member=member.mT,
             free_range_m=paths.range_m.gather(-1, order),
             free_direction=paths.direction.gather(-2, order[..., None].expand(*order.shape, 3)),
-            free_mask=free.gather(-1, order),
+            free_mask=free,
         )
         proper = bool(torch.isfinite(deployment.clock_offset_std))
         flags = solution_flags(paths, path, solution, deployment, direct)
         flags = flags | torch.where((rival != 0).any(-1), Flag.SECOND_MODE, 0)
         cost = solution.cost / degrees_of_freedom(path, proper, direct)
         return CoarseLocation(geometry, solution, path, direct, cost, flags, rival)
+
+
+def free_paths(path: Tensor, paths: PathEstimates) -> tuple[Tensor, Tensor]:
+    """Paths [b bs free] that are no members [b node bs] of a node, and which of them exist [b bs free] bool."""
+    member = path >= 0
+    used = torch.zeros_like(paths.mask)
+    scene = torch.arange(len(path), device=path.device)[:, None, None].expand_as(path)
+    station = torch.arange(path.shape[-1], device=path.device).expand_as(path)
+    used[scene[member], station[member], path[member]] = True
+    free = paths.mask & ~used
+    width = max(int(free.sum(-1).max()), 1)
+    order = free.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :width]
+    return order, free.gather(-1, order)
 
 
 def solution_flags(
