@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sensing import options
+from sensing.about import SCENE_KEYS, about_run
 from sensing.baselines import Detector
 from sensing.containers import Deployment
 from sensing.errors import CheckpointError, ConfigError, SensingError
@@ -33,12 +34,8 @@ from sensing.evaluation.sweep import run_sweep
 from sensing.preflight import check_evaluation, check_scene, check_training
 from sensing.simulation import Simulator
 
-_SHAPES_THE_SCENE = re.compile(r"(scene\.|array[=.]|ofdm[=.]|detector[=.]|prior[=.])")
+_SHAPES_THE_SCENE = re.compile(r"(scene\.|array[=.]|ofdm[=.]|detector[=.]|prior[=.]|noise=)")
 """Overrides of train.py that evaluate.py needs too, beside the choice of the scene."""
-
-
-TUNED = ("paper", "music_ls", "nomp_ls", "omp", "em_sbl", "ideal_sync")
-TUNING = "docs/baselines.md and docs/paper1.md"
 
 
 def make(config: Any, key: str, **values: Any) -> Any:
@@ -188,14 +185,15 @@ def evaluate(config: DictConfig) -> dict[str, str]:
     settings = plain(config)
     path = check_evaluation(settings)
     _set_threads(settings)
-    folder, about = Path(settings["output_dir"]), _about(settings)
+    task = settings.get("task")
+    estimators = {} if task is not None else build_estimators(config)
+    folder, about = Path(settings["output_dir"]), about_run(settings, estimators, _command("evaluate"))
     report = folder / "report.html"
-    if settings.get("task") is not None:
-        text = {"settings": about.pop("config")} | about  # Hydra keeps the name `config` to itself
+    if task is not None:
+        text = {"settings": about["config"], "command": about["command"], "notes": about["notes"]}
         make(config.task, "task", build=Builder(config), folder=folder, **text)
         print(f"report: {report}")
         return {"folder": str(folder), "report": str(report)}
-    estimators = build_estimators(config)
     front_ends = build_front_ends(config, estimators)
     common: dict[str, Any] = {
         "batch_size": config.eval.batch_size,
@@ -212,31 +210,10 @@ def evaluate(config: DictConfig) -> dict[str, str]:
             run_sweep(simulator, estimators, front_ends, snr_db, count, split, cutoff_m=cutoff_m, **common)
             for simulator in build_simulators(config)
         ]
-        write_evaluation(results, folder, title=f"Evaluation of {config.scene.name}", **about)
+        write_evaluation(results, folder, **about)
     print_summary(results)
     print(f"report: {report}")
     return {"folder": str(folder), "report": str(report)}
-
-
-def _about(settings: options.Config) -> dict[str, Any]:
-    """What every report says of its run."""
-    return {
-        "config": OmegaConf.to_yaml(OmegaConf.create(dict(settings))),
-        "command": _command("evaluate"),
-        "notes": _notes(settings),
-    }
-
-
-def _notes(config: options.Config) -> dict[str, str]:
-    """What a reader of the report must know and the numbers do not say."""
-    notes = {"noise variance": "estimated from the observation"} if config["noise"] == "estimated" else {}
-    if "unfolded" in config["estimators"]:
-        checkpoint = config["checkpoint"]
-        notes["unfolded"] = f"trained, {checkpoint}" if checkpoint else "untrained: no checkpoint was given"
-    tuned = [name for name in TUNED if name in config["estimators"]]
-    if tuned:
-        notes["settings"] = f"of {', '.join(tuned)}: chosen on validation scenes (split val), see {TUNING}"
-    return notes
 
 
 def _command(name: str) -> str:
@@ -268,7 +245,8 @@ def train(config: DictConfig) -> float:
     _quiet_lightning()
     lightning.seed_everything(settings["seed"], workers=True, verbose=False)
     data = make(config.data, "data", simulator=build_simulator(config))
-    learner = Learner(settings["estimator"], settings["loss"], settings["optimizer"])
+    trained_on = {key: settings[key] for key in (*SCENE_KEYS, "data", "seed")}
+    learner = Learner(settings["estimator"], settings["loss"], settings["optimizer"], trained_on)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise ConfigError("estimator must have something to learn (try estimator=unfolded), got no learnable parameter")
     learner.build_optimizer()  # its mistakes show now, not after the test of the untrained estimator

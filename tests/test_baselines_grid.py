@@ -48,6 +48,12 @@ def detected(hall_hard) -> tuple[Example, PathEstimates]:
     return example, PathDetector()(example.observation, hall_hard.deployment)
 
 
+def resolution(deployment) -> float:
+    """c over the bandwidth of 64 evenly spaced pilots [m]."""
+    spacing = float(deployment.pilot_freq[1] - deployment.pilot_freq[0])
+    return SPEED_OF_LIGHT / (64 * spacing)
+
+
 def dense_dictionary(points: Tensor, geometry: Geometry, deployment, scene: int, q: int) -> Tensor:
     """Phi of one station entry by entry from equations 1.2 to 1.4, over (antenna, subcarrier)."""
     leg = points - deployment.bs_position[q]
@@ -94,7 +100,7 @@ def test_clouds_surround_the_coarse_scatterers_and_the_bounces_of_free_paths(hal
         free_direction=direction[..., None, :],
         free_mask=owner[None, :, None].expand(3, 4, 1),
     )
-    grid = CloudGrid(0.6, steps, shape)(geometry, deployment)
+    grid = CloudGrid(0.6 / resolution(deployment), steps, shape)(geometry, deployment)
     assert int(grid.mask.sum(-1).max()) == grid.mask.shape[-1], "no padding that no scene needs"
     for i in range(3):
         wanted = torch.cat([scene.scatterer_position[i, node_mask[i]], last[i : i + 1]])
@@ -105,6 +111,15 @@ def test_clouds_surround_the_coarse_scatterers_and_the_bounces_of_free_paths(hal
         if steps:
             gaps = torch.cdist(found[0], found[0]) + 9 * torch.eye(count)
             torch.testing.assert_close(gaps.amin(-1), torch.full((count,), 0.6 / steps).double(), rtol=0, atol=1e-6)
+
+
+def test_a_cloud_scales_with_the_resolution(hall_hard, detected):
+    """Four times fewer hertz between the pilots: a cloud four times as wide around the same points."""
+    geometry, deployment = true_geometry(detected[0]), hall_hard.deployment
+    narrow = deployment._replace(pilot_freq=deployment.pilot_freq / 4)
+    wide, wider = (CloudGrid()(geometry, each).position.unflatten(-2, (-1, 7)) for each in (deployment, narrow))
+    torch.testing.assert_close(wider.mean(-2), wide.mean(-2))
+    torch.testing.assert_close(wider - wider.mean(-2, keepdim=True), 4 * (wide - wide.mean(-2, keepdim=True)))
 
 
 def test_region_grid_fills_the_region(hall_hard, detected):
@@ -137,21 +152,23 @@ def test_with_the_true_points_the_channel_is_nearly_the_genies(hall_hard, detect
     assert int((support & ~visible).sum()) <= 0.03 * int((~visible).sum())
 
 
-@pytest.mark.parametrize("estimator", [GridOmp(), GridSbl(iterations=30)], ids=lambda each: each.name)
-def test_returns_the_coarse_location_and_gains_that_make_the_channel(hall_hard, detected, estimator):
+@pytest.mark.parametrize(
+    "estimator", [GridOmp(), GridOmp(rule="ols", name="ols"), GridSbl()], ids=lambda each: each.name
+)
+def test_returns_gains_that_make_the_channel_and_no_location_of_its_own(hall_hard, detected, estimator):
     example, paths = detected
     found = estimator(example.observation, hall_hard.deployment, paths)
     coarse = CoarseLocalizer()(paths, hall_hard.deployment)
-    torch.testing.assert_close(found.ue_position, coarse.geometry.ue_position, rtol=0, atol=0)
-    torch.testing.assert_close(found.clock_offset * SPEED_OF_LIGHT, coarse.geometry.offset_m, rtol=1e-12, atol=1e-12)
+    assert found.ue_position is None
+    assert found.clock_offset is None
+    assert found.covariance is None
     assert torch.equal(found.flags, coarse.flags)
-    torch.linalg.cholesky(found.covariance)
     for i in range(2):
         phi = dense_dictionary(found.scatterer_position[i], coarse.geometry, hall_hard.deployment, i, 3)
         channel = (phi @ found.gain[i, 3]).reshape(found.channel.shape[-2:])
         torch.testing.assert_close(found.channel[i, 3], channel, rtol=1e-8, atol=1e-8)
     assert torch.equal(found.scatterer_mask, (found.support > 0).any(-2))
-    if estimator.name == "omp":
+    if estimator.name != "em_sbl":
         assert not found.gain[found.support == 0].any()
     alone = estimator(
         type(example.observation)(*(field[2:3] for field in example.observation)),
@@ -191,12 +208,11 @@ def test_without_any_path_the_channel_is_zero(hall_hard, detected):
         found = estimator(example.observation, hall_hard.deployment, none)
         assert not found.channel.any()
         assert bool((found.flags != 0).all())
-        assert torch.isfinite(found.ue_position).all()
 
 
 def test_bad_settings_are_refused(hall_hard, detected):
     for build, message in (
-        (lambda: CloudGrid(0.0), "extent_m > 0"),
+        (lambda: CloudGrid(0.0), "extent > 0"),
         (lambda: CloudGrid(1.0, -1), "steps >= 0"),
         (lambda: CloudGrid(shape="ball"), "shape must be cross or cube"),
         (lambda: RegionGrid(-1.0), "spacing_m must be positive"),

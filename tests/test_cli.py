@@ -126,6 +126,7 @@ def test_train_then_evaluate_the_checkpoint_it_names(tmp_path):
     }
     report = (tmp_path / "report/report.html").read_text()
     assert "checkpoints/best.ckpt" in report
+    assert "trained elsewhere" not in report
     assert (tmp_path / "report/per_scene.npz").is_file()
 
     # a used folder is refused, unless the run is resumed

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks.hall import hall
 from sensing import preflight, runs
 from sensing.baselines import CloudGrid, GridOmp, GridSbl
+from sensing.baselines.grid_estimators import WIDE
 from sensing.cli import conf_dir
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.localization import CoarseLocalizer
@@ -81,7 +82,7 @@ CHOICES = [
     for group in groups
     for option in options_of(group)
     # these refer to `available`, of evaluate.py alone
-    if not (group == "estimator" and option in ("ideal_sync", "paper_ideal", "omp", "em_sbl"))
+    if not (group == "estimator" and option in ("ideal_sync", "paper_ideal", "omp", "ols", "em_sbl"))
 ]
 
 
@@ -138,7 +139,8 @@ def test_yaml_and_python_have_the_same_defaults():
         (classical["localizer"], {k: v for k, v in defaults(CoarseLocalizer).items() if k != "fusion"}),
         (classical["unrolled"], unrolled),
         (evaluate["available"]["paper"]["localizer"], defaults(PaperLocalizer)),
-        *((evaluate["available"][name]["grid"], defaults(CloudGrid)) for name in ("omp", "em_sbl")),
+        (evaluate["available"]["em_sbl"]["grid"], defaults(CloudGrid)),
+        (evaluate["available"]["omp"]["grid"], defaults(CloudGrid) | {"extent": WIDE}),
         *(
             (evaluate["available"][name] | dict.fromkeys(("detector", "grid", "localizer")), defaults(kind))
             for name, kind in (("omp", GridOmp), ("em_sbl", GridSbl))

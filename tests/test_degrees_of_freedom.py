@@ -10,7 +10,7 @@ import torch
 from sensing.bounds import uplink_bound
 from sensing.bounds.identifiability import equation_count, nullity, paper_ratio, singular_values
 from sensing.errors import ConfigError
-from sensing.evaluation.degrees_of_freedom import degrees_of_freedom
+from sensing.evaluation.degrees_of_freedom import degrees_of_freedom, draw, needed
 from sensing.simulation import SceneSampler
 from sensing.units import SPEED_OF_LIGHT
 
@@ -81,10 +81,20 @@ def test_counts_of_the_paper():
     assert [equation_count(q) for q in (2, 3, 4)] == [2, 1, 1]
 
 
-def test_task_writes_table_figure_and_report(hall, tmp_path):
+def test_task_writes_table_figure_and_report(hall, tmp_path, capsys):
     build = SimpleNamespace(simulator=lambda: hall.simulator)
-    options = {"stations": [2, 3], "per_station": [5], "most_shared": 5, "num_scenes": 2}
+    options = {"stations": [2, 3], "per_station": [5], "most_shared": 5, "num_scenes": 2, "progress": False}
     cases = degrees_of_freedom(build, tmp_path, **options, settings="seed: 0", command="python x")
+    # by hand: 3 (Q - 1) Ls >= 3 L + Q + 3 of the paper, Ls >= (Q + 3) / (3 (Q - 1)) of all equations, 4 of the rank
+    assert needed(cases) == [["2", "5", "never", "2", "4", "5 3 2 1 0 0"], ["3", "5", "4", "1", "4", "6 3 2 1 0 0"]]
+    assert needed(cases[:3]) == [["2", "5", "never", "2", "> 2", "5 3 2"]]
+    printed = capsys.readouterr().out
+    assert "6 3 2 1 0 0" in printed
+    figure = draw(cases)
+    assert all(each.get_title() for each in figure.axes)
+    required, measured = ({text.get_text() for text in each.get_legend().get_texts()} for each in figure.axes)
+    assert required >= {"its limit, 3 stations: 1 / 2", "paper's count, 3 stations", "all equations, 2 stations"}
+    assert measured >= {f"{what}, {q} stations" for what in ("measured", "equations enough from here") for q in (2, 3)}
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(cases) == 2 * 6
@@ -93,7 +103,7 @@ def test_task_writes_table_figure_and_report(hall, tmp_path):
     assert (last["equation_count"], last["equation_count_satisfied"]) == ("1", "1")
     assert (tmp_path / "figures/degrees_of_freedom.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "report.html").read_text()
-    for part in ("python x", "seed: 0", "nullity", "data:image/png"):
+    for part in ("python x", "seed: 0", "nullity", "data:image/png", "6 3 2 1 0 0"):
         assert part in report
     with pytest.raises(ConfigError, match=r"task\.stations must be from 2 to the 4"):
         degrees_of_freedom(build, tmp_path / "no", stations=[5])

@@ -20,6 +20,8 @@ from sensing.data import export_scenes, write_observations
 from sensing.errors import ConfigError, FileFormatError, NumericalError
 from sensing.evaluation import SweepResult, evaluate_file, print_summary, run_sweep, write_evaluation
 from sensing.evaluation import runner as runner_module
+from sensing.evaluation.distributions import calibration, nmse_cdf
+from sensing.evaluation.figures import save_figures
 from sensing.evaluation.files import concatenate, half_of
 from sensing.evaluation.measures import measure, rows
 from sensing.evaluation.statistics import bootstrapped, describe, proportion
@@ -467,6 +469,35 @@ def test_figures_are_drawn_and_the_report_is_self_contained(result: SweepResult,
         assert part in text, part
 
 
+def test_one_snr_has_a_figure_of_the_channel_error(simulator: Simulator, tmp_path: Path) -> None:
+    estimators = {"classical": TruthPlus(), "genie_lmmse": GenieLmmse()}
+    single = run_sweep(simulator, estimators, {}, [10.0], SCENES, progress=False)
+    save_figures([single], tmp_path)
+    assert {"nmse_cdf", "error_cdf"} <= {path.stem for path in tmp_path.iterdir()}
+    (axes,) = nmse_cdf(single).axes
+    drawn = {line.get_label(): line for line in axes.lines}
+    assert drawn.keys() == {"classical", "genie_lmmse"}
+    for name, line in drawn.items():
+        nmse = single.scores[name]["channel_nmse_db"][0]
+        x, share = line.get_data()
+        for value in nmse:  # the curve reaches, at every scene's error, the share of scenes not above it
+            assert share[x <= value].max() == pytest.approx((nmse <= value).mean())
+
+
+def test_an_estimator_that_never_trusts_itself_is_in_the_figure_of_its_covariance(simulator: Simulator) -> None:
+    class Doubting(TruthPlus):
+        def __call__(self, observation, deployment, paths=None, truth=None) -> Estimate:
+            estimate = super().__call__(observation, deployment, paths, truth)
+            return estimate._replace(flags=torch.full_like(estimate.flags, int(Flag.POOR_FIT)))
+
+    result = run_sweep(simulator, {"classical": TruthPlus(), "paper": Doubting()}, {}, SNR, SCENES, progress=False)
+    figure = calibration(result)
+    for axes in figure.axes[1:]:
+        assert {"classical", "paper"} <= {line.get_label() for line in axes.lines}
+    dashes = {line.get_label(): line.get_linestyle() for line in figure.axes[2].lines}
+    assert (dashes["classical"], dashes["paper"]) == ("-", "--")
+
+
 def test_every_estimator_keeps_its_own_colour() -> None:
     names = ["classical", "unfolded_untrained", "mine", "classical_tuned"]
     looks = [marks(name, names) for name in names]
@@ -527,7 +558,7 @@ def test_a_file_with_truth_is_scored_and_estimators_without_their_truth_are_left
     report = (tmp_path / "run" / "report.html").read_text()
     assert "<strong>genie_lmmse</strong> was left out" in report
     assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {
-        *("coverage", "error_cdf", "flagged_cdf", "scene_map")
+        *("coverage", "error_cdf", "nmse_cdf", "flagged_cdf", "scene_map")
     }
 
 

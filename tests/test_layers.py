@@ -20,7 +20,7 @@ LAYERS = [
     "data",
     "evaluation",
     "learning",
-    "options preflight runs",
+    "options preflight about runs",
     "cli",
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}

@@ -1,12 +1,15 @@
 """Training as `runs.train` does it: resumed equals unbroken, foreign and broken checkpoints are refused."""
 
 import math
+import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
 from sensing import runs
+from sensing.about import SCENE_KEYS
 from sensing.cli import conf_dir
 from sensing.errors import CheckpointError, ConfigError
 from sensing.learning import Learner
@@ -46,6 +49,10 @@ def test_resumed_training_equals_the_unbroken_one(tmp_path, capsys):
     ]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    recorded = torch.load(last, weights_only=True)["hyper_parameters"]["trained_on"]
+    assert recorded["scene"]["name"] == "hall_hard"
+    assert recorded["ofdm"]["num_subcarriers"] == 256
+    assert recorded["data"]["batch_size"] == 2
     start = torch.load(last, weights_only=True)["state_dict"]
     assert any(not torch.equal(value, start[name]) for name, value in states[0].items())
 
@@ -86,6 +93,23 @@ def test_untrained_unfolded_estimator_is_labelled_so(tmp_path):
 def test_command_printed_is_one_that_the_user_has(monkeypatch, program, wanted):
     monkeypatch.setattr("sys.argv", [f"/somewhere/{program}"])
     assert runs._evaluate_command("best.ckpt").startswith(f"{wanted} checkpoint=")
+
+
+def test_command_printed_evaluates_on_the_scenes_of_the_training(tmp_path, monkeypatch):
+    """The overrides that it repeats give the scenes that train.py had."""
+    given = ["scene=urban", "array=ula", "array.num=5", "scene.sampler.num_shared=7", "noise=estimated", "seed=4"]
+    choices = {"scene": "urban"}
+    job = SimpleNamespace(runtime=SimpleNamespace(choices=choices), overrides=SimpleNamespace(task=given))
+    monkeypatch.setattr(runs.HydraConfig, "initialized", staticmethod(lambda: True))
+    monkeypatch.setattr(runs.HydraConfig, "get", staticmethod(lambda: job))
+    arguments = shlex.split(runs._evaluate_command("best.ckpt"))[2:-1]
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        trained, evaluated = (
+            runs.plain(compose(command, [*overrides, f"output_dir={tmp_path}"]))
+            for command, overrides in (("train", given), ("evaluate", arguments))
+        )
+    for key in (*SCENE_KEYS, "noise", "detector"):
+        assert evaluated[key] == trained[key], key
 
 
 def test_null_entries_and_switches_leave_out_callbacks(tmp_path):

@@ -7,7 +7,7 @@ compared with.
 """
 
 from sensing.baselines.genie import GenieLmmse
-from sensing.baselines.grid_estimators import GridOmp, GridSbl
+from sensing.baselines.grid_estimators import GridEstimator, GridOmp, GridSbl
 from sensing.baselines.ideal_sync import IdealSync, shift_ranges, synchronous
 from sensing.baselines.location_grid import CloudGrid, RegionGrid
 from sensing.baselines.path_ls import NompLs, PathLs
@@ -17,6 +17,7 @@ __all__ = [
     "CloudGrid",
     "Detector",
     "GenieLmmse",
+    "GridEstimator",
     "GridOmp",
     "GridSbl",
     "IdealSync",

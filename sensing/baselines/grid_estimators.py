@@ -1,8 +1,9 @@
-"""Sparse recovery on the location grid: channel by OMP or by sparse Bayesian learning, location by the coarse stage.
+"""Sparse recovery on the location grid: channel and scatterers by pursuit or by sparse Bayesian learning.
 
 What the location-domain dictionary alone is worth: points do not move, no prior couples support and stations (unless
-variances are shared), and neither the user nor the offsets are refined. The position and its covariance are those of
-the coarse stage, unchanged.
+variances are shared), and neither the user nor the offsets are refined. These come from the coarse stage of the
+classical estimator, unchanged, and are therefore not returned as results of the baseline; its flags are, because the
+points stand and fall with it.
 """
 
 import math
@@ -20,11 +21,13 @@ from sensing.coarse.noise import detect
 from sensing.coarse.normal_equations import inverse_information
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
 from sensing.errors import ConfigError
-from sensing.estimator import Detector, Localizer, check_batch, doubtful_covariance
+from sensing.estimator import Detector, Localizer, check_batch
 from sensing.inference.omp import RULES, omp
 from sensing.inference.sbl import Settings, sparse_bayes
 from sensing.operators.khatri_rao import PathOperator
-from sensing.units import SPEED_OF_LIGHT
+
+WIDE = 3.2
+"""Reach of the clouds of OMP [c / bandwidth]: it chooses best where neighbours are far (docs/baselines.md)."""
 
 
 class SparseGains(NamedTuple):
@@ -40,7 +43,7 @@ class GridEstimator(ABC):
     Args:
         detector: front end, called where the caller brings no paths; the default when None.
         localizer: coarse stage, or its settings; the default when None.
-        grid: candidate points; the default clouds when None.
+        grid: candidate points.
         name: label in tables.
         front_end: name of the front end; estimators with the same one share its paths.
     """
@@ -51,14 +54,13 @@ class GridEstimator(ABC):
         self,
         detector: Detector | None,
         localizer: Localizer | Mapping[str, Any] | None,
-        grid: LocationGrid | None,
+        grid: LocationGrid,
         name: str,
         front_end: str,
     ) -> None:
         self.detector = PathDetector() if detector is None else detector
         self.localizer = localizer if callable(localizer) else CoarseLocalizer(**(localizer or {}))
-        self.grid = CloudGrid() if grid is None else grid
-        self.name, self.front_end = name, front_end
+        self.grid, self.name, self.front_end = grid, name, front_end
 
     @abstractmethod
     def solve(self, operator: PathOperator, observation: Observation) -> SparseGains:
@@ -72,7 +74,7 @@ class GridEstimator(ABC):
         paths: PathEstimates | None = None,
         truth: Example | None = None,
     ) -> Estimate:
-        """Channel, and the coarse stage's user, offsets, covariance and flags. One batch axis."""
+        """Channel, points that a station sees, and the coarse stage's flags. One batch axis."""
         check_batch(observation, deployment)
         if paths is None:
             observation, paths = detect(observation, deployment, self.detector)
@@ -81,15 +83,11 @@ class GridEstimator(ABC):
         candidates = self.grid(geometry, deployment)
         operator = grid_operator(candidates, geometry, deployment, torch.complex128)
         found = self.solve(operator, observation._replace(y=observation.y.to(torch.complex128)))
-        covariance = inverse_information(coarse.solution.information)
         return Estimate(
             channel=operator.matvec(found.gain),
-            ue_position=geometry.ue_position,
-            clock_offset=geometry.offset_m / SPEED_OF_LIGHT,
-            covariance=doubtful_covariance(covariance, coarse.flags, coarse, deployment),
             scatterer_position=candidates.position,
             scatterer_mask=found.chosen.any(-2),
-            support=found.chosen.to(covariance.dtype),
+            support=found.chosen.to(candidates.position.dtype),
             gain=found.gain,
             cost_per_dof=coarse.cost_per_dof,
             flags=coarse.flags,
@@ -97,7 +95,7 @@ class GridEstimator(ABC):
 
 
 class GridOmp(GridEstimator):
-    """Orthogonal matching pursuit, station by station.
+    """Orthogonal matching pursuit, or orthogonal least squares, station by station.
 
     Args:
         detector, localizer, grid, name, front_end: as in `GridEstimator`.
@@ -115,13 +113,13 @@ class GridOmp(GridEstimator):
         localizer: Localizer | Mapping[str, Any] | None = None,
         grid: LocationGrid | None = None,
         max_atoms: int = 24,
-        peak: float = 3.0,
+        peak: float = 8.0,
         residual: float | None = None,
         rule: str = "omp",
         name: str = "omp",
         front_end: str = "nomp",
     ) -> None:
-        super().__init__(detector, localizer, grid, name, front_end)
+        super().__init__(detector, localizer, CloudGrid(WIDE) if grid is None else grid, name, front_end)
         if max_atoms < 1 or not 0 <= peak < math.inf:
             raise ConfigError(f"omp needs max_atoms >= 1 and a finite peak >= 0, got {max_atoms}, {peak}")
         if rule not in RULES:
@@ -177,7 +175,7 @@ class GridSbl(GridEstimator):
         name: str = "em_sbl",
         front_end: str = "nomp",
     ) -> None:
-        super().__init__(detector, localizer, grid, name, front_end)
+        super().__init__(detector, localizer, CloudGrid() if grid is None else grid, name, front_end)
         self.settings = Settings(update, shared, learn_noise, sparsity, prune, iterations, tolerance).validate()
 
     def solve(self, operator: PathOperator, observation: Observation) -> SparseGains:

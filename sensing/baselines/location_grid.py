@@ -14,6 +14,7 @@ from sensing.containers import Deployment, Geometry
 from sensing.errors import ConfigError
 from sensing.geometry import bounce_on_ray, bounce_ranges
 from sensing.operators.khatri_rao import PathOperator, path_operator
+from sensing.units import SPEED_OF_LIGHT
 
 
 class Candidates(NamedTuple):
@@ -35,21 +36,21 @@ class CloudGrid:
     """Clouds around the coarse scatterers and around the bounce points of the paths that were associated with none.
 
     Args:
-        extent_m: reach of a cloud along each axis, on either side of its centre [m].
+        extent: reach of a cloud along each axis, on either side of its centre [c / bandwidth].
         steps: points on either side; 0 leaves the centre alone.
         shape: `cross` (1 + 6 steps points) or `cube` ((1 + 2 steps)^3 points).
     """
 
-    def __init__(self, extent_m: float = 1.0, steps: int = 1, shape: str = "cross") -> None:
-        if not 0 < extent_m < float("inf") or steps < 0:
-            raise ConfigError(f"a cloud needs extent_m > 0 and steps >= 0, got {extent_m}, {steps}")
+    def __init__(self, extent: float = 0.4, steps: int = 1, shape: str = "cross") -> None:
+        if not 0 < extent < float("inf") or steps < 0:
+            raise ConfigError(f"a cloud needs extent > 0 and steps >= 0, got {extent}, {steps}")
         if shape not in ("cross", "cube"):
             raise ConfigError(f"shape must be cross or cube, got {shape!r}")
         axis = torch.arange(-steps, steps + 1, dtype=torch.float64) / max(steps, 1)
         cloud = torch.cartesian_prod(axis, axis, axis)
         if shape == "cross":
             cloud = cloud[(cloud != 0).sum(-1) <= 1]
-        self.cloud = extent_m * cloud  # [point xyz]
+        self.cloud = extent * cloud  # [point xyz] [c / bandwidth]
 
     def __call__(self, geometry: Geometry, deployment: Deployment) -> Candidates:
         """Points [b node]; a free path that no single bounce explains has no cloud."""
@@ -61,7 +62,7 @@ class CloudGrid:
         width = max(int(exists.sum(-1).max()), 1)  # gather what exists: columns cost cubically
         order = exists.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :width]
         centre, exists = centre.gather(-2, order[..., None].expand(*order.shape, 3)), exists.gather(-1, order)
-        position = centre[..., None, :] + self.cloud.to(centre)
+        position = centre[..., None, :] + SPEED_OF_LIGHT / deployment.bandwidth * self.cloud.to(centre)
         return Candidates(position.flatten(-3, -2), exists.repeat_interleave(len(self.cloud), -1))
 
 

@@ -27,7 +27,9 @@ def values_of(result: SweepResult, name: str, metric: str, stat: str) -> list[Va
     return None if any(value is None for value in found) else [value for value in found if value is not None]
 
 
-def curve(axes: Axes, x: Floats, values: Sequence[Value], name: str, names: Sequence[str], shift: float) -> None:
+def curve(
+    axes: Axes, x: Floats, values: Sequence[Value], name: str, names: Sequence[str], shift: float, **style: object
+) -> None:
     """One estimator; estimators stand `shift` apart so that equal ones can be told.
 
     Args:
@@ -37,23 +39,33 @@ def curve(axes: Axes, x: Floats, values: Sequence[Value], name: str, names: Sequ
         name: the estimator.
         names: all estimators of the run.
         shift: distance of neighbours in units of x.
+        style: of the line, other than the usual one.
     """
     order = np.argsort(x)
     place = x[order] + shift * (list(names).index(name) - (len(names) - 1) / 2)
     y, low, high = (np.array(column)[order] for column in list(zip(*values, strict=True))[:3])
     color, marker = marks(name, names)
-    axes.plot(place, y, color=color, marker=marker, markersize=4.5, linewidth=1.4, label=name)
+    look = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "label": name} | style
+    axes.plot(place, y, **look)  # type: ignore[arg-type]
     axes.vlines(place, low, high, color=color, linewidth=1.1, alpha=0.8)
 
 
-def snr_curves(axes: Axes, result: SweepResult, metric: str, stat: str, scale: float = 1.0) -> None:
-    """A statistic of all estimators, and of the bounds where they have it, against SNR."""
+def snr_curves(
+    axes: Axes,
+    result: SweepResult,
+    metric: str,
+    stat: str,
+    scale: float = 1.0,
+    only: Sequence[str] | None = None,
+    **style: object,
+) -> None:
+    """A statistic of all estimators (or only of some), and of the bounds where they have it, against SNR."""
     snr = snr_of(result)
-    for name in having(result, metric, stat):
+    for name in having(result, metric, stat) if only is None else only:
         values = values_of(result, name, metric, stat)
         if values is not None:
             scaled = [Value(scale * v.value, scale * v.low, scale * v.high, v.num_scenes) for v in values]
-            curve(axes, snr, scaled, name, result.names, 0.12)
+            curve(axes, snr, scaled, name, result.names, 0.12, **style)
     order = np.argsort(snr)
     for bound in result.bounds:
         values = values_of(result, bound, metric, stat)

@@ -47,6 +47,18 @@ def error_over_peb_cdf(result: SweepResult) -> Figure | None:
     return _distributions(result, draw) if shown else None
 
 
+def nmse_cdf(result: SweepResult) -> Figure | None:
+    """Distribution of the channel error at up to three SNR points."""
+    names = _scored(result, "channel_nmse_db")
+
+    def draw(axes: Axes, at: int) -> None:
+        for name in names:
+            _step(axes, result.scores[name]["channel_nmse_db"][at], label=name, color=marks(name, result.names)[0])
+        axes.set_xlabel("channel NMSE [dB]")
+
+    return _distributions(result, draw, log=False) if names else None
+
+
 def flagged_cdf(result: SweepResult) -> Figure | None:
     """Distribution of the user error with and without flag, for a single set of scenes."""
     names = [name for name in _scored(result, "ue_error_m") if result.flagged(name) is not None]
@@ -98,8 +110,11 @@ def _reliability(axes: Axes, result: SweepResult, names: list[str]) -> None:
 
 def _nees_panel(axes: Axes, result: SweepResult) -> None:
     metric = "nees_user_unflagged" if having(result, "nees_user_unflagged", "mean") else "nees_user"
+    trusted = having(result, metric, "mean")
     snr_curves(axes, result, metric, "mean")
-    first = having(result, metric, "mean")[0]
+    doubted = [name for name in having(result, "nees_user", "mean") if name not in trusted]
+    snr_curves(axes, result, "nees_user", "mean", only=doubted, linestyle="--", mfc="white")
+    first = trusted[0]
     sides = [values_of(result, first, metric, side) for side in ("band_low", "band_high")]
     if sides[0] is not None and sides[1] is not None:
         order = np.argsort(snr_of(result))
@@ -114,15 +129,16 @@ def _scored(result: SweepResult, quantity: str) -> list[str]:
     return [name for name in result.names if quantity in result.scores[name]]
 
 
-def _distributions(result: SweepResult, draw: Callable[[Axes, int], None]) -> Figure:
-    """One panel per chosen SNR, log abscissa."""
+def _distributions(result: SweepResult, draw: Callable[[Axes, int], None], log: bool = True) -> Figure:
+    """One panel per chosen SNR, log abscissa unless it is in decibel."""
     snr = snr_of(result)
     chosen = range(len(snr)) if len(snr) <= 3 else sorted({int(np.abs(snr - wanted).argmin()) for wanted in CDF_SNR_DB})
     single = len(chosen) == 1
     figure, axes = panels(len(chosen), width=6.5 if single else 4.2, sharey=True)
     for each, at in zip(axes, chosen, strict=True):
         draw(each, at)
-        log_scale(each, "x")
+        if log:
+            log_scale(each, "x")
         each.set(ylim=(0, 1.01), title=f"SNR {snr_label(result.snr_db[at])}")
     axes[0].set_ylabel("share of scenes")
     legend_below(figure, axes)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from sensing.data.atomic import atomic_path
 from sensing.evaluation.curves import against_snr, having, snr_curves
-from sensing.evaluation.distributions import calibration, error_cdf, error_over_peb_cdf, flagged_cdf
+from sensing.evaluation.distributions import calibration, error_cdf, error_over_peb_cdf, flagged_cdf, nmse_cdf
 from sensing.evaluation.grids import grid
 from sensing.evaluation.measures import GENIE
 from sensing.evaluation.result import SweepResult
@@ -23,9 +23,11 @@ CAPTIONS = {
     "clocks_vs_snr": "Error of the clock offsets: rms over stations, median over scenes, with the bound.",
     "coverage": "Whether the claimed covariance can be believed: share of scenes inside the claimed ellipsoid of each "
     "probability (on the diagonal if it is right), coverage of the 90 % ellipsoid, and the mean squared error in the "
-    "metric of the covariance (1 if it is right; grey: 95 % band), the last over scenes that are not flagged.",
+    "metric of the covariance (1 if it is right; grey: 95 % band), the last over scenes that are not flagged; "
+    "dashed: over all scenes, for an estimator that flags every one.",
     "error_cdf": "Share of scenes with a user position error below the abscissa.",
     "error_over_peb_cdf": "Share of scenes whose error over their own PEB is below the abscissa; converged below 3.",
+    "nmse_cdf": "Share of scenes whose channel error on the pilots (NMSE) is below the abscissa.",
     "flagged_cdf": "User position error of scenes that the estimator trusts (solid) and that it flags (dashed).",
     "scene_map": "One scene from above, and magnified around the user, with the claimed 95 % ellipses.",
     "user_rmse": "Root mean square user position error over all scenes for each deviation of the clock offsets.",
@@ -70,6 +72,7 @@ def _of_one(result: SweepResult) -> dict[str, Figure | None]:
         "coverage": calibration(result),
         "error_cdf": error_cdf(result),
         "error_over_peb_cdf": error_over_peb_cdf(result),
+        "nmse_cdf": None if sweep else nmse_cdf(result),
         "flagged_cdf": None if sweep else flagged_cdf(result),
     }
 

@@ -18,9 +18,11 @@ PALETTE = {  # Okabe and Ito: told apart with any colour vision
     "paper": ("#7F3C8D", "X"),
     "music_ls": ("#56B4E9", "P"),
     "omp": ("#8C6D31", "*"),
+    "ols": ("#B22222", "<"),
     "em_sbl": ("#666666", "h"),
+    "paper_ideal": ("#9ACD32", "d"),
 }
-SPARE = (("#B22222", "<"), ("#2F4F4F", ">"), ("#9ACD32", "p"), ("#4B0082", "d"))
+SPARE = (("#FF7F50", "8"), ("#2F4F4F", ">"), ("#B8860B", "p"), ("#4B0082", "H"))
 BOUNDS = {"peb": ("#000000", "--", "bound"), "peb_sync": ("#777777", ":", "bound, offsets known")}
 
 

@@ -27,9 +27,16 @@ class Learner(lightning.LightningModule):
         loss: arguments of `BoundNormalisedLoss`.
         optimizer: `_target_`, a class of torch.optim, its arguments, `final_lr_fraction` of the cosine schedule, and
             `layer_lr_fraction`, the step size of corrections of single layers relative to that of all others.
+        trained_on: what its scenes are made of, as plain containers; recorded in checkpoints and otherwise unused.
     """
 
-    def __init__(self, estimator: Mapping[str, Any], loss: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        estimator: Mapping[str, Any],
+        loss: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        trained_on: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.estimator: LocationEstimator = build_estimator(**_arguments(estimator))

@@ -1,0 +1,77 @@
+"""What a report says of its run beside the numbers: heading, command, and notes on what was tuned and trained where."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from sensing import options
+from sensing.baselines import GridEstimator
+
+TUNED = ("paper", "paper_nomp", "paper_ideal", "music_ls", "omp", "ols", "em_sbl")
+TUNED_ON = ("hall_hard", "urban")
+"""Baselines, and the scenes on whose validation split `benchmarks/tune_baselines.py` chose their settings."""
+SCENE_KEYS = ("scene", "array", "ofdm")
+"""What scenes are made of; a checkpoint records it."""
+log = logging.getLogger(__name__)
+
+
+def about_run(settings: options.Config, estimators: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """Title, configuration, command and notes of a report."""
+    name, data = settings["name"], settings["data"]
+    of = Path(data["path"]).name if data["source"] == "file" else settings["scene"]["name"]
+    return {
+        "title": f"Evaluation of {of}" if name == "evaluate" else f"{name}: evaluation of {of}",
+        "config": OmegaConf.to_yaml(OmegaConf.create(dict(settings))),
+        "command": command,
+        "notes": _notes(settings, estimators),
+    }
+
+
+def _notes(config: options.Config, estimators: Mapping[str, Any]) -> dict[str, str]:
+    """What a reader of the report must know and the numbers do not say."""
+    notes = {"noise variance": "estimated from the observation"} if config["noise"] == "estimated" else {}
+    synthetic = config["data"]["source"] == "synthetic"
+    if "unfolded" in estimators:
+        notes["unfolded"] = f"trained, {config['checkpoint']}"
+        if difference := trained_elsewhere(config["checkpoint"], config):
+            notes["unfolded was trained elsewhere"] = difference
+            log.warning("unfolded was trained elsewhere: %s", difference)
+    elif "unfolded_untrained" in estimators:
+        notes["unfolded"] = "untrained: no checkpoint was given"
+    if tuned := [name for name in estimators if name in TUNED]:
+        here = synthetic and config["scene"]["name"] in TUNED_ON
+        notes["settings"] = (
+            f"of {', '.join(tuned)}: chosen on validation scenes (split val) of {' and '.join(TUNED_ON)}"
+            f"{'' if here else ', not on these scenes'}; see docs/baselines.md"
+        )
+    if borrowing := [name for name in estimators if isinstance(estimators[name], GridEstimator)]:
+        notes["no location"] = f"of {', '.join(borrowing)}: their grid is built around the coarse stage of classical"
+    return notes
+
+
+def trained_elsewhere(checkpoint: str, config: options.Config) -> str:
+    """How the scenes that a checkpoint was trained on differ from those of a configuration; empty where they do not."""
+    trained_on = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"].get("trained_on")
+    if not trained_on:
+        return "on scenes that the checkpoint does not record"
+    there = f"on scene={trained_on['scene']['name']}"
+    if config["data"]["source"] == "file":
+        return f"{there}, evaluated on a file"
+    old, new = (_flat({key: each[key] for key in SCENE_KEYS}) for each in (trained_on, config))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key != "scene.name")
+    if not changed:
+        return ""
+    more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+    return f"{there}, evaluated on scene={config['scene']['name']}; different: {', '.join(changed[:6])}{more}"
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
