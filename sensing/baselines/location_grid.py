@@ -41,7 +41,7 @@ class CloudGrid:
         shape: `cross` (1 + 6 steps points) or `cube` ((1 + 2 steps)^3 points).
     """
 
-    def __init__(self, extent: float = 0.4, steps: int = 1, shape: str = "cross") -> None:
+    def __init__(self, extent: float = 0.8, steps: int = 1, shape: str = "cross") -> None:
         if not 0 < extent < float("inf") or steps < 0:
             raise ConfigError(f"a cloud needs extent > 0 and steps >= 0, got {extent}, {steps}")
         if shape not in ("cross", "cube"):

@@ -49,7 +49,7 @@ class MusicDetector:
 
     def __init__(
         self,
-        window: tuple[int, int, int] = (24, 4, 4),
+        window: tuple[int, int, int] = (32, 5, 5),
         order: str | int = "mdl",
         max_paths: int = 24,
         oversampling: int = 2,
