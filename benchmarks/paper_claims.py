@@ -150,7 +150,7 @@ def peb(covariance: Tensor) -> Tensor:
 def offsets(scenes: int) -> None:
     """User error against the deviation of the clock offsets, eight shared scatterers, 10 dB; NOMP paths unless said."""
     print("sigma * B | method | median error [m] | rms error [m] | converged (< 3 PEB)")
-    nomp, music, coarse, prior = PathDetector(), MusicDetector(), PaperLocalizer(), PaperLocalizer(prior=True)
+    nomp, music, coarse, prior = PathDetector(), MusicDetector((24, 4, 4)), PaperLocalizer(), PaperLocalizer(prior=True)
     paper, classical = PaperEstimator(), LocationEstimator()
     for sigma in (0.1, 1.0, 10.0, 100.0):
         simulator = hall(8, sigma / BANDWIDTH)
