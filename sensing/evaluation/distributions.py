@@ -109,12 +109,12 @@ def _reliability(axes: Axes, result: SweepResult, names: list[str]) -> None:
 
 
 def _nees_panel(axes: Axes, result: SweepResult) -> None:
-    metric = "nees_user_unflagged" if having(result, "nees_user_unflagged", "mean") else "nees_user"
-    trusted = having(result, metric, "mean")
-    snr_curves(axes, result, metric, "mean")
-    doubted = [name for name in having(result, "nees_user", "mean") if name not in trusted]
+    scored = having(result, "nees_user", "mean")
+    trusted = [name for name in scored if _everywhere(result, name, "nees_user_unflagged")]
+    doubted = [name for name in scored if name not in trusted]
+    metric, first = ("nees_user_unflagged", trusted[0]) if trusted else ("nees_user", scored[0])
+    snr_curves(axes, result, "nees_user_unflagged", "mean", only=trusted)
     snr_curves(axes, result, "nees_user", "mean", only=doubted, linestyle="--", mfc="white")
-    first = trusted[0]
     sides = [values_of(result, first, metric, side) for side in ("band_low", "band_high")]
     if sides[0] is not None and sides[1] is not None:
         order = np.argsort(snr_of(result))
@@ -123,6 +123,12 @@ def _nees_panel(axes: Axes, result: SweepResult) -> None:
     axes.axhline(1.0, color="black", linewidth=1, linestyle="--")
     axes.set(ylabel="NEES per degree of freedom", xlabel="SNR [dB]")
     log_scale(axes, "y")
+
+
+def _everywhere(result: SweepResult, name: str, metric: str) -> bool:
+    """Whether the mean of a metric exists at every SNR."""
+    values = values_of(result, name, metric, "mean")
+    return values is not None and all(np.isfinite(value.value) for value in values)
 
 
 def _scored(result: SweepResult, quantity: str) -> list[str]:

@@ -24,7 +24,7 @@ CAPTIONS = {
     "coverage": "Whether the claimed covariance can be believed: share of scenes inside the claimed ellipsoid of each "
     "probability (on the diagonal if it is right), coverage of the 90 % ellipsoid, and the mean squared error in the "
     "metric of the covariance (1 if it is right; grey: 95 % band), the last over scenes that are not flagged; "
-    "dashed: over all scenes, for an estimator that flags every one.",
+    "dashed: over all scenes, for an estimator that flags every one at some SNR.",
     "error_cdf": "Share of scenes with a user position error below the abscissa.",
     "error_over_peb_cdf": "Share of scenes whose error over their own PEB is below the abscissa; converged below 3.",
     "nmse_cdf": "Share of scenes whose channel error on the pilots (NMSE) is below the abscissa.",
