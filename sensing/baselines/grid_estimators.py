@@ -18,7 +18,6 @@ from sensing.baselines.location_grid import CloudGrid, LocationGrid, grid_operat
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.localization import CoarseLocalizer
 from sensing.coarse.noise import detect
-from sensing.coarse.normal_equations import inverse_information
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
 from sensing.errors import ConfigError
 from sensing.estimator import Detector, Localizer, check_batch
