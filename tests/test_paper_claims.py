@@ -14,6 +14,8 @@ def test_origin_of_paths_is_the_scatterer_that_made_them():
     found = origin(oracle.paths, example, simulator.deployment)
     assert (found == oracle.point)[oracle.paths.mask].double().mean() > 0.98
     assert (found[~oracle.paths.mask] == -1).all()
+    # a reach of a few metres does not name another scatterer
+    assert (origin(oracle.paths, example, simulator.deployment, 4.0) == found)[found >= 0].double().mean() > 0.98
     ghost = oracle.paths._replace(range_m=oracle.paths.range_m + 60.0)
     assert (origin(ghost, example, simulator.deployment) == -1).double().mean() > 0.95
 

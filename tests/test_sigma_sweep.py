@@ -46,7 +46,8 @@ def test_the_scene_may_say_how_offsets_are_drawn():
 
 def test_one_command_writes_all_deviations(tmp_path, capsys):
     sweep = ["eval.sigma_over_bandwidth=[1,inf]", "eval.snr_db=[0,10,20,30]", "eval.num_scenes=2"]
-    runs.evaluate(composed(*sweep, "estimators=[nomp_ls,genie_lmmse,music_ls]", f"output_dir={tmp_path}"))
+    estimators = ["estimators=[nomp_ls,genie_lmmse,music_ls]", "front_ends.music.window=[8,2,2]"]
+    runs.evaluate(composed(*sweep, *estimators, f"output_dir={tmp_path}"))
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["sigma_over_bandwidth"] for row in rows} == {"1", "inf"}
