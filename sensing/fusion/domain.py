@@ -23,6 +23,11 @@ class Domain(NamedTuple):
         """Logarithm of a cell's area or volume, [] over the unknown coordinates."""
         return self.cell[self.cell > 0].log().sum()
 
+    def contains(self, position: Tensor) -> Tensor:
+        """Whether positions [* xyz] lie in a cell, [*] bool."""
+        off = (position[..., None, :] - self.points)[..., self.unknown].abs()
+        return (off <= 0.5 * self.cell[self.unknown]).all(-1).any(-1)
+
     @property
     def unknown(self) -> list[int]:
         """Coordinates that are not known."""

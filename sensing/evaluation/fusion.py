@@ -1,0 +1,174 @@
+"""Task `fusion`: errors of fused positions over random drops, method against method, with the Bayes limit."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sensing.errors import ConfigError
+from sensing.evaluation.fusion_output import write_fusion
+from sensing.evaluation.sweep import progress_bar
+from sensing.evaluation.task import Build
+from sensing.fusion.bayes import Law
+from sensing.fusion.measurements import MODALITIES, StationMeasurements
+from sensing.fusion.methods import Pooling, check_methods, fuse, solve
+from sensing.fusion.rules import equal_weights, fixed_range_weight
+from sensing.simulation.drops import Drops, DropSampler
+
+FACTORS = tuple(float(f) for f in np.geomspace(1e-3, 3.0, 15))
+"""Range weights, relative to those of angles, among which `fixed_range_weight` is chosen."""
+
+
+class Case(NamedTuple):
+    """Drops fused in one way: a modality and a set of stations."""
+
+    modality: str
+    stations: tuple[int, ...]
+
+
+class FusionErrors(NamedTuple):
+    """Errors of one case."""
+
+    case: Case
+    error_m: dict[str, NDArray[np.float64]]  # method to [drop]
+    weight: dict[str, NDArray[np.float64]]  # method to [drop member], where it has weights
+    range_factor: float  # chosen on validation drops
+
+
+def fusion(
+    build: Build,
+    folder: str | Path,
+    sampler: DropSampler,
+    methods: Sequence[str] = ("equal", "optimal", "bayes"),
+    modalities: Sequence[str] = MODALITIES,
+    stations: Sequence[Sequence[int]] = ((0, 1, 2),),
+    num_drops: int = 2000,
+    num_samples: int = 10_000,
+    proposal: str = "pool",
+    refine: bool = False,
+    tuning_drops: int = 500,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+    settings: str = "",
+    command: str = "",
+    notes: Mapping[str, str] | None = None,
+) -> list[FusionErrors]:
+    """Run all cases; write fusion.csv, results.csv, errors.npz, the figures and report.html.
+
+    Args:
+        build: not used; every task gets it.
+        folder: run folder, made if absent.
+        sampler: law of the drops.
+        methods: out of `sensing.fusion.methods.METHODS`.
+        modalities: out of `toa`, `aoa`, `hybrid`.
+        stations: sets of stations, by number.
+        num_drops: drops of the split `test`.
+        num_samples: samples of the pool.
+        proposal: `pool` or `uniform`.
+        refine: Gauss-Newton steps from the best sample on.
+        tuning_drops: drops of the split `val` for the fixed range weight.
+        batch_size: drops at once.
+        seed: of drops and samples.
+        progress: show a progress bar.
+        settings: configuration as text, for the report.
+        command: the command that made it, for the report.
+        notes: further facts for the report, by name.
+
+    Raises:
+        SensingError: a value does not fit, before any work is done.
+    """
+    check_methods(methods)
+    cases = _cases(modalities, stations, len(sampler.bs_position))
+    for name, value in (("num_drops", num_drops), ("tuning_drops", tuning_drops), ("batch_size", batch_size)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
+    pooling = Pooling(sampler.domain, num_samples, proposal, refine)
+    drops, tuning = sampler.sample(seed, "test", range(num_drops)), sampler.sample(seed, "val", range(tuning_drops))
+    found = []
+    with progress_bar(progress, "drops") as bar:
+        task = bar.add_task("fusing", total=num_drops * len(cases))
+        for case in cases:
+            bar.update(task, description=f"{case.modality}, {len(case.stations)} stations")
+            factor = 1.0
+            if "fixed_range_weight" in methods and case.modality == "hybrid":
+                factor = best_range_factor(part(tuning, case), tuning.position, pooling)
+            parts = []
+            for first in range(0, num_drops, batch_size):
+                batch = _take(drops, slice(first, first + batch_size))
+                generator = torch.Generator().manual_seed((seed << 32) + first)
+                fused = fuse(
+                    methods,
+                    part(batch, case),
+                    pooling._replace(range_factor=factor),
+                    generator,
+                    law_of(batch, sampler, case),
+                )
+                parts.append((batch.position, fused))
+                bar.advance(task, len(batch.position))
+            error = {
+                name: torch.cat([(fused[name].position - true).norm(dim=-1) for true, fused in parts]).numpy()
+                for name in methods
+            }
+            weight = {
+                name: torch.cat([_weight(fused[name].weight) for _, fused in parts]).numpy()
+                for name in methods
+                if parts[0][1][name].weight is not None
+            }
+            found.append(FusionErrors(case, error, weight, factor))
+    write_fusion(found, Path(folder), settings, command, notes)
+    return found
+
+
+def part(drops: Drops, case: Case) -> StationMeasurements:
+    """What a case uses of the measurements."""
+    return drops.measured.stations(list(case.stations)).only(case.modality).validate()
+
+
+def law_of(drops: Drops, sampler: DropSampler, case: Case) -> Law:
+    """The law behind the measurements that a case uses."""
+    index = list(case.stations)
+    return Law(
+        range_std=drops.range_std[:, index],
+        angle_std=drops.angle_std[:, index],
+        bias=sampler.bias,
+        bias_scale_m=sampler.bias_scale_m,
+        random_scale=sampler.random_scale,
+        has_bias=torch.from_numpy(sampler.has_bias)[index],
+    )
+
+
+def best_range_factor(measured: StationMeasurements, position: Tensor, pooling: Pooling) -> float:
+    """The range weight with the least 90 % error on drops with known positions, started at these."""
+    start = solve(equal_weights(measured), position, measured, pooling.domain)
+
+    def error(factor: float) -> float:
+        place = solve(fixed_range_weight(measured, factor), start, measured, pooling.domain)
+        return float((place - position).norm(dim=-1).quantile(0.9))
+
+    return min(FACTORS, key=error)
+
+
+def _cases(modalities: Sequence[str], stations: Sequence[Sequence[int]], count: int) -> list[Case]:
+    unknown = [name for name in modalities if name not in MODALITIES]
+    if unknown or not modalities or len(set(modalities)) < len(modalities):
+        raise ConfigError(f"modalities must be out of {list(MODALITIES)}, each once, got {list(modalities)}")
+    sets = [tuple(each) for each in stations]
+    if not sets or len(set(sets)) < len(sets) or not all(s and set(s) <= set(range(count)) for s in sets):
+        raise ConfigError(f"stations must be sets out of stations 0 to {count - 1}, got {[list(s) for s in sets]}")
+    return [Case(modality, each) for each in sets for modality in modalities]
+
+
+def _take(drops: Drops, index: slice) -> Drops:
+    """Some of the drops."""
+    measured = StationMeasurements(drops.measured.bs_position, *(field[index] for field in drops.measured[1:]))
+    return Drops(drops.position[index], measured, *(field[index] for field in drops[2:]))
+
+
+def _weight(weight: Tensor | None) -> Tensor:
+    assert weight is not None
+    return weight

@@ -1,0 +1,136 @@
+"""Tables, figures and report of the fusion tasks."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from sensing.data.atomic import atomic_path
+from sensing.evaluation.page import write_page
+from sensing.evaluation.statistics import Floats, Value, bootstrapped
+from sensing.evaluation.style import legend_below, panels
+
+if TYPE_CHECKING:
+    from sensing.evaluation.fusion import FusionErrors
+
+QUANTILES = (0.5, 0.8, 0.9)
+LOOKS = {  # colour and line of a method, the same in all figures
+    "equal": ("#0072B2", "-"),
+    "optimal": ("#D55E00", "-"),
+    "fixed_range_weight": ("#CC79A7", "--"),
+    "inverse_variance": ("#8C6D31", ":"),
+    "covariance_intersection": ("#666666", ":"),
+    "best_station": ("#E69F00", ":"),
+    "learned_weights": ("#56B4E9", "-"),
+    "learned": ("#009E73", "-"),
+    "bayes": ("#000000", "--"),
+}
+CAPTION = (
+    "Distribution of the position error over the same drops for all methods. Dashed black: posterior mean under the "
+    "true law of the measurements, which no method can beat in mean squared error."
+)
+HEADS = ("modality", "num_stations", "method", "quantile", "error_m", "low_m", "high_m", "over_equal", "low", "high")
+
+
+def write_fusion(
+    found: Sequence["FusionErrors"], folder: Path, settings: str, command: str, notes: Mapping[str, str] | None
+) -> None:
+    """Write fusion.csv, results.csv (with intervals), errors.npz, the figure and report.html; print the 90 % errors."""
+    rows = [row for each in found for row in _rows(each)]
+    short = [
+        (method, modality, count, quantile, f"{error.value:.6g}", error.num_scenes)
+        for modality, count, method, quantile, error, _ in rows
+    ]
+    write_csv(folder / "fusion.csv", ("method", "modality", "num_stations", "quantile", "error_m", "num_drops"), short)
+    full = [(*head, *_numbers(error), *_numbers(ratio)) for *head, error, ratio in rows]
+    write_csv(folder / "results.csv", HEADS, full)
+    arrays: dict[str, NDArray[np.float64]] = {}
+    for each in found:
+        place = f"{each.case.modality}_{len(each.case.stations)}"
+        arrays |= {f"{place}_{method}_error_m": values for method, values in each.error_m.items()}
+        arrays |= {f"{place}_{method}_weight": values for method, values in each.weight.items()}
+        arrays[f"{place}_range_factor"] = np.array(each.range_factor)
+    write_npz(folder / "errors.npz", arrays)
+    picture = folder / "figures" / "error_cdf.png"
+    with atomic_path(picture) as temporary:
+        draw(found).savefig(temporary, format="png")
+    drops = len(next(iter(found[0].error_m.values())))
+    facts = {"command": command, "drops": str(drops), **(notes or {})}
+    write_page(
+        folder / "report.html", "bounds.html", "Fusion", facts, [("error_cdf", picture, CAPTION)], settings,
+        heads=HEADS, rows=[[str(cell) for cell in row] for row in full],
+    )  # fmt: skip
+    _print(found)
+
+
+def draw(found: Sequence["FusionErrors"]) -> Figure:
+    """Error distributions, a panel for each case."""
+    columns = min(3, len(found))
+    figure, axes = panels(len(found), width=4.6, height=3.8, columns=columns)
+    for each, panel in zip(found, axes, strict=True):
+        high = 0.0
+        for method, error in each.error_m.items():
+            color, line = LOOKS[method]
+            ordered = np.sort(error)
+            share = (np.arange(len(ordered)) + 1) / len(ordered)
+            panel.plot(ordered, share, color=color, linestyle=line, label=method)
+            high = max(high, float(np.quantile(error, 0.97)))
+        count = len(each.case.stations)
+        panel.set(xlabel="position error [m]", ylabel="share of drops", xlim=(0, high), ylim=(0, 1))
+        panel.set_title(f"{each.case.modality}, {count} station{'s' * (count > 1)}")
+    legend_below(figure, axes)
+    return figure
+
+
+def quantiles(values: Floats) -> Floats:
+    """The reported quantiles, [quantile *]."""
+    return np.quantile(values, QUANTILES, axis=-1)
+
+
+def _rows(each: "FusionErrors") -> list[tuple[str, int, str, float, Value, Value]]:
+    """Modality, stations, method, quantile, error and its ratio to that of equal weights, paired."""
+    base = each.error_m.get("equal", next(iter(each.error_m.values())))
+    rows = []
+    for method, error in each.error_m.items():
+        values = bootstrapped(quantiles, error)
+        ratios = bootstrapped(lambda a, b: quantiles(a) / quantiles(b), error, base)
+        for quantile, value, ratio in zip(QUANTILES, values, ratios, strict=True):
+            rows.append((each.case.modality, len(each.case.stations), method, quantile, value, ratio))
+    return rows
+
+
+def _numbers(value: Value) -> tuple[str, str, str]:
+    return f"{value.value:.6g}", f"{value.low:.6g}", f"{value.high:.6g}"
+
+
+def _print(found: Sequence["FusionErrors"]) -> None:
+    table = RichTable(title="90 % error [m]", title_justify="left")
+    table.add_column("method")
+    for each in found:
+        table.add_column(f"{each.case.modality}, {len(each.case.stations)}", justify="right")
+    for method in found[0].error_m:
+        table.add_row(method, *(f"{np.quantile(each.error_m[method], 0.9):.2f}" for each in found))
+    Console().print(table)
+
+
+def write_csv(path: Path, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a table at once."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(rows)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text.getvalue())
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[np.float64]]) -> None:
+    """Write arrays at once."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

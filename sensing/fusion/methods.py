@@ -1,0 +1,131 @@
+"""Fusion methods by name: from measurements to positions, the pooled ones through the same samples.
+
+`equal` and `optimal` are paper 3's: weights, then the best sample and, if asked for, Gauss-Newton steps from there on.
+The other rules take the equally weighted position for the place where they compare information. `bayes` is the limit.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sensing.errors import ConfigError
+from sensing.fusion.bayes import Law, posterior
+from sensing.fusion.chernoff import chernoff_weights
+from sensing.fusion.domain import Domain
+from sensing.fusion.measurements import StationMeasurements
+from sensing.fusion.rules import (
+    best_station,
+    covariance_intersection,
+    equal_weights,
+    fixed_range_weight,
+    inverse_variance,
+)
+from sensing.fusion.sampling import Samples, draw_samples
+from sensing.fusion.solve import solve_position
+
+METHODS = (
+    "equal",
+    "optimal",
+    "inverse_variance",
+    "covariance_intersection",
+    "best_station",
+    "fixed_range_weight",
+    "bayes",
+)
+
+
+class Pooling(NamedTuple):
+    """How pools are sampled and solved."""
+
+    domain: Domain
+    num_samples: int = 10_000
+    proposal: str = "pool"
+    refine: bool = False
+    range_factor: float = 1.0  # of `fixed_range_weight`
+
+
+class Fused(NamedTuple):
+    """Positions and the weights that led to them."""
+
+    position: Tensor  # [drop xyz] [m]
+    weight: Tensor | None  # [drop member]; None: the method has none
+    converged: Tensor | None = None  # [drop] bool, of iterative weights
+
+
+def check_methods(names: Sequence[str]) -> list[str]:
+    """The names; raises ConfigError for an unknown one, none, or a duplicate."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names or len(set(names)) < len(names):
+        raise ConfigError(f"methods must be out of {list(METHODS)}, each once, got {list(names)}")
+    return list(names)
+
+
+def fuse(
+    names: Sequence[str],
+    measured: StationMeasurements,
+    pooling: Pooling,
+    generator: torch.Generator,
+    law: Law | None = None,
+) -> dict[str, Fused]:
+    """Positions by several methods.
+
+    Args:
+        names: out of `METHODS`.
+        measured: [drop bs].
+        pooling: domain and samples.
+        generator: of the samples.
+        law: of the measurements, which `bayes` needs.
+
+    Returns:
+        The positions by method.
+    """
+    check_methods(names)
+    samples = draw_samples(measured, pooling.domain, pooling.num_samples, generator, pooling.proposal)
+    weight = equal_weights(measured)
+    equal = Fused(_position(weight, samples, measured, pooling), weight)
+    found: dict[str, Fused] = {}
+    for name in names:
+        if name == "equal":
+            found[name] = equal
+        elif name == "optimal":
+            best = chernoff_weights(samples.log_density, samples.log_proposal, measured.members)
+            place = _position(best.weight, samples, measured, pooling)
+            found[name] = Fused(place, best.weight, best.converged)
+        elif name == "bayes":
+            if law is None:
+                raise ConfigError("bayes needs the law of the measurements, got None")
+            found[name] = Fused(posterior(measured, pooling.domain, law).mean, None)
+        else:
+            weight = _rule(name, pooling)(measured, equal.position, pooling.domain.unknown)
+            found[name] = Fused(solve(weight, equal.position, measured, pooling.domain), weight)
+    return found
+
+
+def solve(weight: Tensor, start: Tensor, measured: StationMeasurements, domain: Domain) -> Tensor:
+    """Most likely position of a pool near a start, [drop xyz]."""
+    stations = measured.range_m.shape[-1]
+    return solve_position(start, measured, weight.unflatten(-1, (2, stations)), None, domain.unknown).position
+
+
+def _position(weight: Tensor, samples: Samples, measured: StationMeasurements, pooling: Pooling) -> Tensor:
+    """Equation 14: the sample with the largest pooled density, and from there on uphill."""
+    level = torch.einsum("...sm,...m->...s", samples.log_density, weight)
+    index = level.argmax(-1)[..., None, None].expand(*level.shape[:-1], 1, 3)
+    best = samples.position.gather(-2, index)[..., 0, :]
+    if not pooling.refine:
+        return best
+    refined = solve(weight, best, measured, pooling.domain)
+    return torch.where(pooling.domain.contains(refined)[..., None], refined, best)  # densities end with the domain
+
+
+def _rule(name: str, pooling: Pooling) -> Callable[[StationMeasurements, Tensor, list[int]], Tensor]:
+    if name == "fixed_range_weight":
+        return lambda measured, position, unknown: fixed_range_weight(measured, pooling.range_factor)
+    rules = {
+        "inverse_variance": inverse_variance,
+        "covariance_intersection": covariance_intersection,
+        "best_station": best_station,
+    }
+    return rules[name]
