@@ -253,6 +253,7 @@ class Flag:
     RANGE_AMBIGUOUS = 64  # too few pilots, or path lengths repeat within the region
     DIRECTION_AMBIGUOUS = 128  # the antennas form a line or a point
     OUTSIDE_REGION = 256  # the user lies outside the region or height range that was given
+    COARSE_ARRAY = 512  # the antennas resolve so few directions that paths merge
     NAMES: ClassVar[dict[int, str]] = {
         1: "no_paths",
         2: "too_few_shared",
@@ -263,6 +264,7 @@ class Flag:
         64: "range_ambiguous",
         128: "direction_ambiguous",
         256: "outside_region",
+        512: "coarse_array",
     }
 
     @classmethod

@@ -198,17 +198,17 @@ def check_batch(observation: Observation, deployment: Deployment, noise_known: b
 def doubtful_covariance(covariance: Tensor, flags: Tensor, coarse: CoarseLocation, deployment: Deployment) -> Tensor:
     """Covariance of (user, offsets) that owns up to the flags; that of a trusted scene is unchanged.
 
-    The information matrix only knows the errors of a right association. A poor fit scales it by the cost per degree of
-    freedom; a rival mode d away adds d d^T / 2 (either is as likely); where the solution rests on nothing (no paths,
-    too few shared scatterers, unobservable, diverged, ambiguous path lengths, outside the region) the spread of a
-    uniform law over the user's box is added, to the offsets that over its diagonal.
+    The information matrix only knows the errors of a right association. A poor fit, or paths that a coarse array has
+    merged, scale it by the cost per degree of freedom; a rival mode d away adds d d^T / 2 (either is as likely); where
+    the solution rests on nothing (no paths, too few shared scatterers, unobservable, diverged, ambiguous path lengths,
+    outside the region) the spread of a uniform law over the user's box is added, to the offsets that over its diagonal.
     """
     box = user_box(deployment)
     extent = (box[1] - box[0]).square() / 12.0
     offsets = len(deployment.bs_position)
     groundless = Flag.NO_PATHS | Flag.TOO_FEW_SHARED | Flag.UNOBSERVABLE | Flag.DIVERGED
     groundless |= Flag.RANGE_AMBIGUOUS | Flag.OUTSIDE_REGION
-    poor = (flags & Flag.POOR_FIT != 0) & (coarse.cost_per_dof > 1.0)
+    poor = (flags & (Flag.POOR_FIT | Flag.COARSE_ARRAY) != 0) & (coarse.cost_per_dof > 1.0)
     scale = torch.where(poor, coarse.cost_per_dof, torch.ones_like(coarse.cost_per_dof))
     prior = torch.diag(torch.cat([extent, extent.sum().expand(offsets)]))
     apart = torch.nn.functional.pad(coarse.rival, (0, offsets))

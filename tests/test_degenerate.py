@@ -7,7 +7,7 @@ import torch
 
 from sensing import arrays, ofdm
 from sensing.channel import channel_response, scene_paths
-from sensing.coarse.doubts import deployment_flags
+from sensing.coarse.doubts import DIRECTIONS, deployment_flags
 from sensing.containers import Deployment, Estimate, Flag, Observation, Scene, map_tensors
 from sensing.errors import DomainError
 from sensing.estimator import build_estimator
@@ -172,7 +172,27 @@ def test_usual_deployments_are_not_ambiguous():
     assert deployment_flags(deployment()) == 0
     assert deployment_flags(deployment(pilots=torch.linspace(-61e6, 61e6, 8).tolist())) == 0
     tilted = deployment(array=arrays.elements([[0, 0, 0], [0.1, 0.5, 0], [0.3, 0.1, 0.6]]))
-    assert deployment_flags(tilted) == 0
+    assert deployment_flags(tilted) & Flag.DIRECTION_AMBIGUOUS == 0
+
+
+@pytest.mark.parametrize(
+    ("ny", "nz", "coarse"), [(2, 2, True), (3, 3, True), (2, 5, True), (4, 4, False), (3, 8, False)]
+)
+def test_few_antennas_are_flagged(ny, nz, coarse):
+    """Half-wavelength panels resolve about as many directions as beams fit into the disc of cosines."""
+    plan = deployment(array=arrays.upa(ny, nz))
+    assert deployment_flags(plan) == (Flag.COARSE_ARRAY if coarse else 0)
+    # independently: area of the disc over the volume of a beam's ellipsoid of concentration, by the pattern itself
+    cosine = torch.linspace(-1, 1, 201, dtype=torch.float64)
+    y, z = (2.0 * torch.pi / plan.wavelength * plan.antenna_local[:, i] for i in (1, 2))
+    curvature = []
+    for position in (y, z):
+        beam = torch.exp(1j * position[:, None] * cosine).mean(0).abs().square()
+        centre, step = 100, float(cosine[1] - cosine[0])
+        curvature.append(-float(beam[centre + 1] - 2 * beam[centre] + beam[centre - 1]) / step**2)
+    # |pattern|^2 = 1 - (2 pi sigma / wavelength)^2 cosine^2 + ...
+    spread = [math.sqrt(value / 2.0) / (2.0 * math.pi) for value in curvature]
+    assert (12.0 * math.pi * spread[0] * spread[1] < DIRECTIONS) == coarse
 
 
 @pytest.mark.parametrize("std", [1e-6, float("inf")])

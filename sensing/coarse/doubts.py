@@ -16,6 +16,7 @@ REACH = (-3.0, -1.0, 1.0, 3.0)  # standard deviations from the solution at which
 STAYS = 0.3  # share of the reach that is not undone in a valley; where the minimum is one, a tenth at most was seen
 NARROW = 0.2  # deviations below this share of c / bandwidth cannot bend: legs are hundreds of them long
 AS_GOOD = 12.0  # squared residual by which the end of a valley may be worse
+DIRECTIONS = 8.0  # with fewer resolved directions paths merge unnoticed: 3 x 3 antennas resolve 6.3, 4 x 4 resolve 11.8
 _LINE = 1e-6  # an extent of the array that is so much shorter than its longest is none
 
 
@@ -24,14 +25,19 @@ def deployment_flags(deployment: Deployment) -> int:
 
     Path lengths are known modulo the range ambiguity: differences between the legs of different scatterers, which the
     user rests on, spread over about a quarter of the region's diagonal. Fewer than four pilots cannot tell two paths
-    of one direction apart. A line of antennas knows directions but for a rotation about it, a point knows none.
+    of one direction apart. A line of antennas knows directions but for a rotation about it, a point knows none. With a
+    spread of sigma_1 and sigma_2 along its longest axes an array resolves `12 pi sigma_1 sigma_2 / wavelength^2`
+    directions; where these are few, two paths merge into one that fits, and neither fit nor covariance shows it.
     """
     box, flags = region_box(deployment), 0
     if len(deployment.pilot_freq) < 4 or bool(deployment.range_ambiguity < 0.25 * (box[1] - box[0]).norm()):
         flags |= Flag.RANGE_AMBIGUOUS
-    extent = torch.linalg.svdvals(deployment.antenna_local - deployment.antenna_local.mean(0))
+    antennas = deployment.antenna_local
+    extent = torch.linalg.svdvals(antennas - antennas.mean(0))
     if int((extent > _LINE * extent.amax()).sum()) < 2:
         flags |= Flag.DIRECTION_AMBIGUOUS
+    elif bool(12.0 * torch.pi * extent[0] * extent[1] < DIRECTIONS * len(antennas) * deployment.wavelength.square()):
+        flags |= Flag.COARSE_ARRAY
     return flags
 
 
