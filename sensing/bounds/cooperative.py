@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sensing.bounds.fisher import LOST, invert_with_prior
+from sensing.bounds.fisher import LOST, MOVED, invert_with_prior
 from sensing.checks import check_finite, check_shape
 from sensing.errors import ConfigError, ShapeError
 from sensing.radar.network import RadarNetwork
@@ -58,7 +58,7 @@ class TargetBound(NamedTuple):
 
     peb_m: Tensor  # [*] position error bound [m]; inf where unobservable
     veb_m_s: Tensor | None  # [*] velocity error bound [m/s]; None where the velocity is not asked for
-    covariance: Tensor  # [* n n] of position, then velocity; NaN-free: zero where unobservable
+    covariance: Tensor  # [* n n] of position, then velocity; NaN-free: zero for what is unobservable
     reason: Tensor  # [*] int64, bits of `Reason`
 
 
@@ -85,7 +85,11 @@ def sharpness(network: RadarNetwork) -> Sharpness:
 
 
 def target_information(
-    position: Tensor, network: RadarNetwork, velocity: Tensor | None = None, unknown: str = "xyz"
+    position: Tensor,
+    network: RadarNetwork,
+    velocity: Tensor | None = None,
+    unknown: str = "xyz",
+    snr: Tensor | None = None,
 ) -> Tensor:
     """Fisher information of a target, gains eliminated.
 
@@ -94,6 +98,7 @@ def target_information(
         network: the stations.
         velocity: [* xyz] [m/s]; None: the target's Doppler is a nuisance, and the velocity no unknown.
         unknown: `xy` (height and vertical velocity known) or `xyz`.
+        snr: [* link] of the echoes per sample; that of the link budget by default.
 
     Returns:
         [* n n] over position and, with a velocity, velocity; not finite on top of a station.
@@ -102,7 +107,7 @@ def target_information(
         ConfigError, ShapeError, DomainError: an argument does not fit.
     """
     size = _check(position, velocity, unknown)
-    entry = _summed(position, velocity, network, echo_snr(position, network), size)
+    entry = _summed(position, velocity, network, echo_snr(position, network) if snr is None else snr, size)
     n = size if velocity is None else 2 * size
     return torch.stack([torch.stack([entry[max(i, j), min(i, j)] for j in range(n)], -1) for i in range(n)], -2)
 
@@ -142,6 +147,7 @@ def target_bound(
     velocity: Tensor | None = None,
     unknown: str = "xyz",
     prior_std: Tensor | None = None,
+    snr: Tensor | None = None,
 ) -> TargetBound:
     """Bound on a target's position and, where one is given, velocity.
 
@@ -151,6 +157,7 @@ def target_bound(
         velocity: [* xyz] [m/s]; None: the Doppler is a nuisance.
         unknown: `xy` or `xyz`.
         prior_std: [n] standard deviations of a Gaussian prior of the unknowns (0: known, inf: none); None: no prior.
+        snr: [* link] of the echoes per sample; that of the link budget by default.
 
     Returns:
         The bound; inf with its reason where there is none. A prior can make up for missing power.
@@ -160,24 +167,29 @@ def target_bound(
     """
     size = _check(position, velocity, unknown)
     n = size if velocity is None else 2 * size
-    position, snr, reason = _reachable(position, network)
+    position, snr, reason = _reachable(position, network, snr)
     entry = _summed(position, velocity, network, snr, size)
     information = torch.stack([torch.stack([entry[max(i, j), min(i, j)] for j in range(n)], -1) for i in range(n)], -2)
     if prior_std is None:
         prior_std = information.new_full((n,), torch.inf)
     check_shape("prior_std", prior_std, "n", n=n)
     solved = invert_with_prior(information, information.diagonal(dim1=-2, dim2=-1), prior_std.to(information))
-    open_ = solved.null.abs().amax(-1) > 0  # [* n] parameters that a null direction moves
+    known = information.diagonal(dim1=-2, dim2=-1)
+    share = solved.null.square().sum(-1) * torch.where(known > 0, known, torch.ones_like(known))
+    open_ = share > MOVED  # [* n] parameters that a null direction moves
     reason = reason | Reason.SINGULAR * (open_[..., :size].any(-1) & (reason == 0)).long()
     lost = (reason & Reason.AT_STATION) > 0
     variance = torch.where(open_ | lost[..., None], torch.inf, solved.covariance.diagonal(dim1=-2, dim2=-1))
     peb = variance[..., :size].sum(-1).sqrt()
-    covariance = torch.where((torch.isinf(variance).any(-1))[..., None, None], 0.0, solved.covariance)
+    inside = torch.isfinite(variance)
+    covariance = torch.where(inside[..., :, None] & inside[..., None, :], solved.covariance, 0.0)
     veb = None if velocity is None else variance[..., size:].sum(-1).sqrt()
     return TargetBound(peb, veb, covariance, torch.where(torch.isfinite(peb), torch.zeros_like(reason), reason))
 
 
-def _reachable(position: Tensor, network: RadarNetwork) -> tuple[Tensor, Tensor, Tensor]:
+def _reachable(
+    position: Tensor, network: RadarNetwork, snr: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Positions that keep away from the stations, their SNR [* link], and why a point has no bound so far.
 
     Nearer than a wavelength to a station of a link the far-field model says nothing; such points are replaced, so that
@@ -190,7 +202,7 @@ def _reachable(position: Tensor, network: RadarNetwork) -> tuple[Tensor, Tensor,
     at_station = nearest <= network.deployment.wavelength.square()
     away = station.amax(0) + 1.0
     position = torch.where(at_station[..., None], away, position.double())
-    snr = echo_snr(position, network)
+    snr = echo_snr(position, network) if snr is None else snr
     dark = ~(snr > 0).any(-1)
     return position, snr, Reason.AT_STATION * at_station.long() | Reason.NO_POWER * (dark & ~at_station).long()
 

@@ -44,7 +44,7 @@ def search_grid(deployment: Deployment, oversampling: float, false_alarm: float,
         false_alarm: probability that noise alone exceeds the threshold somewhere.
         dtype: complex type of the responses.
     """
-    direction, normal, direction_cells, dimension = _directions(deployment, oversampling)
+    direction, normal, *direction_cells = direction_grid(deployment, oversampling)
     freq = deployment.pilot_freq
     range_scale = float(deployment.range_ambiguity) if len(freq) > 1 else _UNRESOLVED_RANGE_M
     spread = float(freq.std(correction=0)) / SPEED_OF_LIGHT  # [1/m]
@@ -60,27 +60,35 @@ def search_grid(deployment: Deployment, oversampling: float, false_alarm: float,
         normal=normal,
         range_scale=range_scale,
         period=range_scale if periodic else None,
-        threshold=detection_threshold(false_alarm, 2.0 * math.pi * range_scale * spread, direction_cells, dimension),
+        threshold=detection_threshold(false_alarm, (2.0 * math.pi * range_scale * spread, 1), tuple(direction_cells)),
     )
 
 
-def detection_threshold(false_alarm: float, range_cells: float, direction_cells: float, dimension: int) -> float:
+def detection_threshold(false_alarm: float, *axes: tuple[float, int]) -> float:
     """Level u that the largest of a continuous periodogram of unit noise exceeds with probability `false_alarm`.
 
     Expected number of maxima above u of a smooth complex Gaussian field (Rice): `V (u / pi)^(d/2) exp(-u)` with V the
     volume measured by the root determinant of the covariance of the field's derivative. Dimensions that are not
     resolved, and the edges of the others, count as one cell.
+
+    Args:
+        false_alarm: the probability.
+        axes: volume and dimensions of each independent axis: (cells, 1) of the range, (cells, 0 to 2) of the direction.
     """
     u = 1.0
     for _ in range(50):
         root = math.sqrt(u / math.pi)
-        u = math.log((1.0 + range_cells * root) * (1.0 + direction_cells * root**dimension) / false_alarm)
+        u = math.log(math.prod(1.0 + cells * root**dimension for cells, dimension in axes) / false_alarm)
         u = max(u, 1.0)
     return u
 
 
-def _directions(deployment: Deployment, oversampling: float) -> tuple[Tensor, Tensor | None, float, int]:
-    """Direction grid, mirror normal, volume in the sense of `detection_threshold`, resolved dimensions."""
+def direction_grid(deployment: Deployment, oversampling: float) -> tuple[Tensor, Tensor | None, float, int]:
+    """Directions [dir xyz] in the frame of the array with `oversampling` points per resolution cell.
+
+    Also: the normal [xyz] across which the array cannot tell mirror images (None for arrays in space), the volume in the
+    sense of `detection_threshold`, and the number of resolved dimensions.
+    """
     position = deployment.antenna_local / deployment.wavelength
     position = position - position.mean(0)
     covariance = position.mT @ position / len(position)
