@@ -14,7 +14,7 @@ LAYERS = [
     "channel operators",
     "simulation fusion radar bounds",
     "coarse",
-    "inference",
+    "inference targets",
     "estimator paper_estimator",
     "metrics losses baselines",
     "data",

@@ -187,9 +187,7 @@ def target_bound(
     return TargetBound(peb, veb, covariance, torch.where(torch.isfinite(peb), torch.zeros_like(reason), reason))
 
 
-def _reachable(
-    position: Tensor, network: RadarNetwork, snr: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _reachable(position: Tensor, network: RadarNetwork, snr: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Positions that keep away from the stations, their SNR [* link], and why a point has no bound so far.
 
     Nearer than a wavelength to a station of a link the far-field model says nothing; such points are replaced, so that

@@ -44,7 +44,7 @@ def search_grid(deployment: Deployment, oversampling: float, false_alarm: float,
         false_alarm: probability that noise alone exceeds the threshold somewhere.
         dtype: complex type of the responses.
     """
-    direction, normal, *direction_cells = direction_grid(deployment, oversampling)
+    direction, normal, cells, dimension = direction_grid(deployment, oversampling)
     freq = deployment.pilot_freq
     range_scale = float(deployment.range_ambiguity) if len(freq) > 1 else _UNRESOLVED_RANGE_M
     spread = float(freq.std(correction=0)) / SPEED_OF_LIGHT  # [1/m]
@@ -60,7 +60,7 @@ def search_grid(deployment: Deployment, oversampling: float, false_alarm: float,
         normal=normal,
         range_scale=range_scale,
         period=range_scale if periodic else None,
-        threshold=detection_threshold(false_alarm, (2.0 * math.pi * range_scale * spread, 1), tuple(direction_cells)),
+        threshold=detection_threshold(false_alarm, (2.0 * math.pi * range_scale * spread, 1), (cells, dimension)),
     )
 
 
@@ -86,8 +86,8 @@ def detection_threshold(false_alarm: float, *axes: tuple[float, int]) -> float:
 def direction_grid(deployment: Deployment, oversampling: float) -> tuple[Tensor, Tensor | None, float, int]:
     """Directions [dir xyz] in the frame of the array with `oversampling` points per resolution cell.
 
-    Also: the normal [xyz] across which the array cannot tell mirror images (None for arrays in space), the volume in the
-    sense of `detection_threshold`, and the number of resolved dimensions.
+    Also: the normal [xyz] across which the array cannot tell mirror images (None for arrays in space), the volume in
+    the sense of `detection_threshold`, and the number of resolved dimensions.
     """
     position = deployment.antenna_local / deployment.wavelength
     position = position - position.mean(0)

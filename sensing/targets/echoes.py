@@ -80,8 +80,7 @@ class EchoEstimator:
         freq, time = self.receivers.pilot_freq, network.symbol_time
         self.range_period = SPEED_OF_LIGHT / _raster("pilot_freq", freq)
         self.doppler_period = 1.0 / _raster("symbol_time", time)
-        grid, normal, *cells = direction_grid(self.receivers, oversampling)
-        self.grid = grid
+        self.grid, normal, cells, dimension = direction_grid(self.receivers, oversampling)
         self.normal = None if normal is None else self.receivers.bs_rotation @ normal  # [link xyz]
         self.points = tuple(math.ceil(oversampling * len(axis)) if len(axis) > 1 else 1 for axis in (time, freq))
         self.antenna = (2.0 * math.pi / self.receivers.wavelength) * self.receivers.antenna_global  # [link ant xyz]
@@ -89,7 +88,7 @@ class EchoEstimator:
         self.turn = 2.0 * math.pi * time[:, None]  # [sym 1] [rad/Hz]
         self.sharp: Sharpness = sharpness(network)
         spans = (self.range_period * self.rate.std(correction=0), self.doppler_period * self.turn.std(correction=0))
-        self.threshold = detection_threshold(false_alarm, *((float(span), 1) for span in spans), tuple(cells))
+        self.threshold = detection_threshold(false_alarm, *((float(span), 1) for span in spans), (cells, dimension))
 
     @torch.no_grad()
     def __call__(self, y: Tensor) -> EchoEstimates:
@@ -121,7 +120,7 @@ class EchoEstimator:
         information[..., 0, 0], information[..., 1, 1] = seen * self.sharp.range, seen * self.sharp.doppler
         information[..., 2:, 2:] = seen[..., None, None] * self.sharp.direction
         fields = (fit.range_m, fit.doppler_hz, fit.direction, fit.gain * sigma, snr, information, mask)
-        return EchoEstimates(*(field.reshape(*y.shape[:-4], *field.shape[1:]) for field in fields))
+        return EchoEstimates(*(field.reshape(y.shape[:-4] + field.shape[1:]) for field in fields))
 
     def _search(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Range, Doppler [n link] and direction [n link xyz] of the largest value on the grid."""

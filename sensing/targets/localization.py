@@ -77,7 +77,9 @@ def locate_target(
         ConfigError, ShapeError, DomainError: an argument does not fit.
     """
     if unknown not in UNKNOWN or starts < 1 or steps < 0:
-        raise ConfigError(f"unknown must be of {list(UNKNOWN)}, starts >= 1, steps >= 0, got {unknown}, {starts}, {steps}")
+        raise ConfigError(
+            f"unknown must be of {list(UNKNOWN)}, starts >= 1 and steps >= 0, got {unknown!r}, {starts}, {steps}"
+        )
     check_shape("echoes.range_m", echoes.range_m, "* link", link=len(network.links))
     batch = echoes.range_m.shape[:-1]
     for name, field in echoes._asdict().items():
@@ -94,7 +96,9 @@ def locate_target(
         bound = target_bound(position, network, velocity, unknown, snr=torch.where(flat.mask, flat.snr, 0.0))
     assert bound.veb_m_s is not None
     size = UNKNOWN[unknown]
-    dof = (_rank(problem.weight[:, 0]).sum(-1) - _rank(found.information[row, best])).clamp(min=0)
+    weight = problem.weight[:, 0]
+    measured = _rank(weight[..., :2, :2]) + _rank(weight[..., 2:, 2:]).clamp(max=2)  # a direction has two coordinates
+    dof = (measured.sum(-1) - _rank(found.information[row, best])).clamp(min=0)
     poor = (dof > 0) & (torch.special.gammaincc(dof.clamp(min=1) / 2.0, cost / 2.0) < _SURE)
     gap = (found.state[..., 0, :size] - position[:, None, :size])[..., None]
     apart = (gap.mT @ found.information[row, best][:, None, :size, :size] @ gap)[..., 0, 0] > _RIVAL
@@ -103,8 +107,8 @@ def locate_target(
     lost = (bound.reason & (Reason.AT_STATION | Reason.SINGULAR | Reason.NO_POWER)) > 0
     flags = Flag.NO_PATHS * none.long() | Flag.UNOBSERVABLE * lost.long() | Flag.POOR_FIT * poor.long()
     flags = flags | Flag.SECOND_MODE * rival.long()
-    result = TargetEstimate(position, velocity, bound.covariance, bound.peb_m, bound.veb_m_s, cost, dof, flags)
-    return TargetEstimate(*(field.reshape(*batch, *field.shape[1:]) for field in result))
+    result = (position, velocity, bound.covariance, bound.peb_m, bound.veb_m_s, cost, dof, flags)
+    return TargetEstimate(*(field.reshape(batch + field.shape[1:]) for field in result))
 
 
 def _rank(information: Tensor) -> Tensor:
