@@ -119,8 +119,8 @@ def run_trials(
     parts: list[list[list[Tensor]]] = [[] for _ in snr_db]
     links: list[list[list[Tensor]]] = [[] for _ in snr_db]
     targets = []
-    with progress_bar(progress) as bar:
-        job = bar.add_task("targets", total=num_trials * len(networks))
+    with progress_bar(progress, "targets") as bar:
+        job = bar.add_task("locating", total=num_trials * len(networks))
         for first in range(0, num_trials, batch_size):
             indices = range(first, min(first + batch_size, num_trials))
             target = law.draw(indices, shape[0])
