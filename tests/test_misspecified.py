@@ -80,7 +80,7 @@ def test_scatter_and_bias_of_the_wrong_estimator():
 def test_wrong_station_position_is_a_floor():
     """A station believed 10 cm off: more power shrinks the scatter alone, the bias is that of the geometry."""
     network = build_network(
-        [[0, 0, 0], [72, 0, 0], [72, 72, 0]], ula(4), 28e9, 8, 10e6, 1, 1e-4, 2e-3, 1.0, 4e-20, target=[36, 36, 0]
+        [[0, 0, 0], [72, 0, 0], [72, 72, 0]], ula(4), 28e9, 8, 10e6, 1, 1e-4, 2e3, 1.0, 4e-20, target=[36, 36, 0]
     )
     place = network.deployment.bs_position.clone()
     place[0, 0] += 0.1
