@@ -80,7 +80,7 @@ def test_bounds_are_those_of_the_true_targets_at_the_stated_snr(run):
     assert (trials["position"][:, :2] >= 10).all()
     assert (trials["position"][:, :2] <= 50).all()
     assert np.linalg.norm(trials["velocity"], axis=-1).max() <= 8
-    level = 10 * np.log10(echo_snr(position, powered) * samples)
+    level = 10 * np.log10(samples * echo_snr(position, powered).numpy())
     assert np.allclose(trials["echo_snr_db"][1], level)
 
 
