@@ -88,12 +88,14 @@ def test_finds_the_lines_of_sight(street, noise):
     found = CoarseLocalizer(**LOCALIZER, line_of_sight=True)(paths, deployment)
     last = place.shape[1]
     assert (found.direct[:, sees[:, 0]] == last).all()
-    # elsewhere none, but for a point so close to the straight line that it looks the same
-    detour = (place[:, None] - deployment.bs_position[:, None]).norm(dim=-1) + legs[:, None]
-    detour = detour - (ue[:, None] - deployment.bs_position).norm(dim=-1)[..., None]
+    # elsewhere none, but for a point so close to the straight line, or to that by the ground, that it looks the same
+    length = (place[:, None] - deployment.bs_position[:, None]).norm(dim=-1) + legs[:, None]
+    below = mirrored(ue, 2, deployment.region[0, 2])
+    lines = [(each[:, None] - deployment.bs_position).norm(dim=-1)[..., None] for each in (ue, below)]
+    detour = torch.cat([each for line in lines for each in (length - line, torch.zeros_like(line))], -1)
     scene, station = ((found.direct >= 0) & ~sees[:, 0]).nonzero().unbind(-1)
     assert len(scene) < SCENES / 2
-    assert (detour[scene, station, found.direct[scene, station]] < 0.5).all()
+    assert (detour[scene, station, found.direct[scene, station]].abs() < 1.0).all()
     assert (found.path != last).all()  # a line of sight is no scatterer's path
     assert (found.geometry.ue_position - ue).norm(dim=-1).max() < 0.3
     assert (found.geometry.offset_m - offset)[:, sees[:, 0]].abs().max() < 0.3

@@ -10,49 +10,64 @@ from torch import Tensor
 
 from sensing.coarse.aligned import align_and_cluster
 from sensing.coarse.bounce_search import search_bounced_user
-from sensing.coarse.candidates import REPEAT_M, Candidates, Located, best_distinct, decide
+from sensing.coarse.candidates import REPEAT_M, Candidates, Located, best_distinct, way_to_rival
+from sensing.coarse.direct import line_of_sight_evidence
 from sensing.coarse.least_squares import solve_location
 from sensing.coarse.measurements import cluster_measurements
+from sensing.coarse.normal_equations import LocationPrior, location_prior
 from sensing.coarse.pairs import wrap
 from sensing.coarse.rays import Rays, take
 from sensing.coarse.settling import Bounces, Settings, settle
-from sensing.coarse.user_score import Hypothesis, hypothesis, score, shares
+from sensing.coarse.user_score import Hypothesis, hypothesis, shares
 from sensing.containers import Deployment
 
 VOTE_GAP = 60.0  # votes by which an alignment may trail and still form its clusters: echoes vote too, and often
 CLUSTER_GAP = 40.0  # evidence of its clusters, in nats, by which it may trail and still propose users
-HOPELESS = 25.0  # nats that least squares and further associations do not make up for
-RIVAL_GAP = 10.0  # nats of the two scores by which a rival mode may trail
+MODE_M = 1.0  # standard deviation of a mode's user and offsets [m]: least squares refines the mode, and stays in it
+RIVAL_GAP = 6.0  # nats by which a rival mode may trail
 RIVAL_SPREAD = 6.0  # standard deviations of the user beyond which another mode is a rival
 
 
 def locate_bounces(rays: Rays, deployment: Deployment, settings: Settings, bounces: Bounces) -> Located:
     """Associate and locate.
 
+    The few points of a street, often along one line, fix the user badly: least squares on them alone leaves the mode
+    that the mixture of all clusters has found. That mode decides, and is a prior of the least squares.
+
     Args:
         rays: paths and pairs of the scenes.
         deployment: stations and priors.
-        settings: how hard to search; echoes call for twice the modes and alignments.
+        settings: how hard to search; echoes call for twice the alignments.
         bounces: what the paths may be.
     """
     scenes = len(rays.paths.mask)
     scene, case = _hypotheses(rays, deployment, settings, bounces)
     modes = search_bounced_user(case, deployment)
-    value = case.clusters.log_ratio.sum(-1, keepdim=True) - modes.cost
-    count, (ue, beta, _), value = value.shape[1], (field.flatten(0, 1) for field in modes), value.flatten()
-    best = best_distinct(value, ue, scene.repeat_interleave(count), scenes, HOPELESS, 2 * settings.modes)
-    # from here one row for every candidate
-    scene, case = scene[best // count], take(case, best // count)
-    own = take(rays, scene)
-    candidates = _first_candidates(scene, ue[best], beta[best], value[best], case, own, deployment, bounces)
-    candidates = settle(candidates, own, deployment, settings, bounces)
-    # what a solution leaves unused tells as much as what it uses; the start, which the associations have not yet bent,
-    # counts as much as the end
-    solution = candidates.solution
-    beta = (solution.offset_m[:, :1] - case.offset_m[:, :1])[:, None]
-    evidence = candidates.evidence + score(solution.ue_position[:, None], beta, case, deployment)[:, 0, 0]
-    candidates = candidates._replace(evidence=torch.nan_to_num(evidence, nan=-torch.inf))
-    return decide(candidates, scenes, RIVAL_GAP, RIVAL_SPREAD)
+    row = torch.arange(len(scene), device=scene.device).repeat_interleave(modes.cost.shape[1])
+    ue, beta, cost = (field.flatten(0, 1) for field in modes)
+    owner, value = scene[row], case.clusters.log_ratio.sum(-1)[row] - cost
+    if bounces.line_of_sight:
+        offset = wrap(case.offset_m[row] + beta[:, None], deployment.range_ambiguity)
+        covariance = MODE_M**2 * torch.eye(3 + offset.shape[1], dtype=ue.dtype, device=ue.device)
+        paths = take(rays.paths, owner)
+        value = value + line_of_sight_evidence(ue, offset, covariance, paths, deployment, bounces.slack_m)
+    value = torch.nan_to_num(value, nan=-torch.inf)
+    best = best_distinct(value, ue, owner, scenes, 0.0, 1)
+    first = _first_candidates(
+        owner[best], ue[best], beta[best], value[best], take(case, row[best]), rays, deployment, bounces
+    )
+    found = settle(first, rays, deployment, settings, bounces, _mode_prior(ue[best], deployment))
+    rival = way_to_rival(ue, value, owner, found.solution, RIVAL_GAP, RIVAL_SPREAD, 3.0 * MODE_M)
+    return Located(found.path, found.direct, found.solution, found.evidence, rival)
+
+
+def _mode_prior(ue: Tensor, deployment: Deployment) -> LocationPrior:
+    """The prior of user and offsets with users known to MODE_M, [b 3+bs]."""
+    mean, precision = (field.expand(len(ue), -1).clone() for field in location_prior(deployment))
+    total = precision[:, :3] + MODE_M**-2
+    mean[:, :3] = (precision[:, :3] * mean[:, :3] + ue * MODE_M**-2) / total
+    precision[:, :3] = total
+    return LocationPrior(mean, precision)
 
 
 def _hypotheses(rays: Rays, deployment: Deployment, settings: Settings, bounces: Bounces) -> tuple[Tensor, Hypothesis]:
@@ -86,5 +101,6 @@ def _first_candidates(
     direct = member.masked_fill(~seen[..., None], -1).amax(1)
     offset = wrap(case.offset_m + beta[:, None], deployment.range_ambiguity)
     data = cluster_measurements(path, rays.paths, rays.weights, direct)
-    solution = solve_location(data, ue, offset, case.clusters.position, deployment)
+    prior = _mode_prior(ue, deployment)
+    solution = solve_location(data, ue, offset, case.clusters.position, deployment, prior=prior)
     return Candidates(scene, path, direct, solution, value)

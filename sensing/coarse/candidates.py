@@ -93,18 +93,37 @@ def decide(
         rival_gap: evidence, in nats, by which a rival may trail.
         rival_spread: standard deviations of the best user beyond which another mode is a rival.
     """
-    scene = candidates.scene
-    evidence = _table(candidates.evidence, scene, scenes, -torch.inf)
-    user = _table(candidates.solution.ue_position, scene, scenes, 0.0)
-    best, leader = evidence.max(1)
+    scene, evidence, user = candidates.scene, candidates.evidence, candidates.solution.ue_position
+    best, leader = _table(evidence, scene, scenes, -torch.inf).max(1)
     rows = torch.arange(scenes, device=scene.device)
     _, path, direct, solution, _ = take(candidates, torch.searchsorted(scene, rows) + leader)
-    shift = user - solution.ue_position[:, None]
+    rival = way_to_rival(user, evidence, scene, solution, rival_gap, rival_spread)
+    return Located(path, direct, solution, best, rival)
+
+
+def way_to_rival(
+    user: Tensor, evidence: Tensor, scene: Tensor, solution: Solution, gap: float, spread: float, least_m: float = 0.0
+) -> Tensor:
+    """Way [b xyz] from the solution of every scene to the furthest user that fits about as well; zero where none does.
+
+    Args:
+        user: candidates [n xyz] [m].
+        evidence: theirs, [n] in nats.
+        scene: [n] scene of each, never falling.
+        solution: of every scene.
+        gap: evidence, in nats, by which a rival may trail.
+        spread: standard deviations of the solution's user beyond which another one is a rival.
+        least_m: least distance of a rival [m].
+    """
+    scenes = len(solution.ue_position)
+    evidence = _table(evidence, scene, scenes, -torch.inf)
+    shift = _table(user, scene, scenes, 0.0) - solution.ue_position[:, None]
     away = shift.norm(dim=-1)
-    spread = inverse_information(solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0)
-    rival = (away > rival_spread * spread.sqrt()[:, None]) & (evidence > best[:, None] - rival_gap)
-    way = shift[rows, (away * rival).argmax(1)]
-    return Located(path, direct, solution, best, torch.where(rival.any(-1)[:, None], way, torch.zeros_like(way)))
+    variance = inverse_information(solution.information).diagonal(dim1=-2, dim2=-1)[:, :3].sum(-1).clamp_min(0.0)
+    apart = away > (spread * variance.sqrt()).clamp_min(least_m)[:, None]
+    rival = apart & (evidence > evidence.amax(1, keepdim=True) - gap)
+    way = shift[torch.arange(scenes, device=scene.device), (away * rival).argmax(1)]
+    return torch.where(rival.any(-1)[:, None], way, torch.zeros_like(way))
 
 
 def merge(better: Tensor, new: T, old: T) -> T:

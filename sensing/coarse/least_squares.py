@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sensing.coarse.measurements import Measurements
 from sensing.coarse.normal_equations import (
+    LocationPrior,
     System,
     assemble,
     eliminated,
@@ -58,6 +59,7 @@ def solve_location(
     steps: int = 20,
     cap_m: float = 20.0,
     tolerance: float = 1e-4,
+    prior: LocationPrior | None = None,
 ) -> Solution:
     """Levenberg-Marquardt from given starts.
 
@@ -70,11 +72,12 @@ def solve_location(
         steps: most iterations.
         cap_m: longest step of any coordinate [m].
         tolerance: a scene stops when its cost falls by less than this (squared residual units).
+        prior: of user and offsets, [* 3+bs]; that of the deployment when None.
 
     Returns:
         The best point visited.
     """
-    prior = location_prior(deployment)
+    prior = location_prior(deployment) if prior is None else prior
     system = assemble(ue, offset, position, data, prior, deployment)
     damping = torch.full_like(system.cost, 1e-4)
     active = torch.ones_like(system.cost, dtype=torch.bool)

@@ -39,7 +39,7 @@ class CoarseLocation(NamedTuple):
     geometry: Geometry
     solution: Solution
     path: Tensor  # [* node bs] member path of each node, -1 for none
-    direct: Tensor  # [* bs] line of sight of each station, -1 for none
+    direct: Tensor  # [* bs] line of sight of each station, -1 for none; by the ground: path plus number of paths
     cost_per_dof: Tensor  # [*]
     flags: Tensor  # [*] int64, bits of containers.Flag
     rival: Tensor  # [* xyz] from the user to another mode that fits about as well; zero where there is none
@@ -67,7 +67,7 @@ class CoarseLocalizer(torch.nn.Module):
 
     Args:
         fusion: weights with which paths enter the least squares; analytic (all one) when None.
-        modes: user modes tried by least squares.
+        modes: user modes tried by least squares; in streets the best alone.
         alignments: alignments of the stations' clocks that may propose user modes.
         passes: associations with the user known.
         max_repairs: leave-one-out rounds for fits that fail their test.
@@ -77,8 +77,8 @@ class CoarseLocalizer(torch.nn.Module):
             measured channels, whose unresolved neighbours shift a path by more than the noise does.
         multi_bounce: share of the clusters that are no point seen directly, but the work of further bounces: 0 for
             simulated paths, about 0.8 in streets.
-        line_of_sight: stations may see the user. A scatterer near the straight line looks the same, hence to be left
-            off where no station can.
+        line_of_sight: stations may see the user, straight or by the ground (the floor of the region). A scatterer near
+            the straight line looks the same, hence to be left off where no station can.
         student_dof: degrees of freedom of Student t errors of the paths in the last fit (about 3 is robust); Gaussian
             when None.
 

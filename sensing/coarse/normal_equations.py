@@ -89,7 +89,7 @@ def assemble(
     cost = (residual * weighted_residual).sum((-3, -2, -1)) + (prior.precision * (state - prior.mean).square()).sum(-1)
     cost = cost + (wall * distance.square()).sum(-1)
     if data.direct is not None:
-        line = line_of_sight_system(ue, offset, data.direct, deployment)
+        line = line_of_sight_system(ue, offset, data.direct, deployment, data.ground)
         common, gradient, cost = common + line.common, gradient + line.gradient, cost + line.cost
     return System(common, cross, block, gradient, node_gradient, cost, wall)
 
@@ -102,9 +102,11 @@ class LineSystem(NamedTuple):
     cost: Tensor  # [*]
 
 
-def line_of_sight_system(ue: Tensor, offset: Tensor, data: PathData, deployment: Deployment) -> LineSystem:
-    """Normal equations of lines of sight at a point (user [* xyz], offsets [* bs])."""
-    range_m, direction, jac = straight_paths(ue, offset, deployment)
+def line_of_sight_system(
+    ue: Tensor, offset: Tensor, data: PathData, deployment: Deployment, ground: Tensor | None = None
+) -> LineSystem:
+    """Normal equations of lines of sight, by the ground or not, at a point (user [* xyz], offsets [* bs])."""
+    range_m, direction, jac = straight_paths(ue, offset, deployment, ground)
     residual = misfit(range_m, direction, data, deployment)
     pull = (data.information @ residual[..., None]).squeeze(-1)
     common = (jac.mT @ data.information @ jac).sum(-3)

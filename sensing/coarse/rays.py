@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from sensing.coarse.measurements import path_index
 from sensing.coarse.pairs import RayPairs
 from sensing.containers import PathEstimates, map_tensors
 
@@ -26,7 +27,9 @@ def take(container: T, rows: Tensor) -> T:
 
 def without(rays: Rays, path: Tensor) -> Rays:
     """The rays without one path of each station [b bs], -1 for none, and without the pairs that it is part of."""
-    index = torch.arange(rays.paths.mask.shape[-1], device=path.device)
+    count = rays.paths.mask.shape[-1]
+    path, _ = path_index(path, count)
+    index = torch.arange(count, device=path.device)
     mask = rays.paths.mask & (index != path[..., None])
     scene = torch.arange(len(mask), device=path.device)[:, None, None]
     both = mask[scene, rays.pairs.station, rays.pairs.path].all(-1)

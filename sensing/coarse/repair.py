@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sensing.coarse.least_squares import Solution, solve_location
 from sensing.coarse.measurements import cluster_measurements
+from sensing.coarse.normal_equations import LocationPrior
 from sensing.coarse.rays import take
 from sensing.containers import Deployment, PathEstimates
 
@@ -44,6 +45,7 @@ def repair(
     deployment: Deployment,
     rounds: int,
     direct: Tensor | None = None,
+    prior: LocationPrior | None = None,
 ) -> tuple[Tensor, Solution, Tensor]:
     """Leave out the cluster or the path whose removal helps most, until the chi-square test passes.
 
@@ -55,15 +57,16 @@ def repair(
         deployment: stations and priors.
         rounds: most clusters or paths left out.
         direct: [b bs] lines of sight, -1 for none; None: none at all.
+        prior: of user and offsets, [b 3+bs]; that of the deployment when None.
 
     Returns:
         Member paths, fit and lines of sight; unchanged for scenes that pass.
     """
     direct = torch.full_like(path[:, 0], -1) if direct is None else direct
-    prior = bool(torch.isfinite(deployment.clock_offset_std))
+    proper = bool(torch.isfinite(deployment.clock_offset_std))
     for _ in range(rounds):
         present = (path >= 0).any(-1).sum(-1) + (direct >= 0).sum(-1)
-        rows = (fit_fails(solution.cost, path, prior, direct) & (present > 1)).nonzero().squeeze(-1)
+        rows = (fit_fails(solution.cost, path, proper, direct) & (present > 1)).nonzero().squeeze(-1)
         if len(rows) == 0:
             break
         old = take(solution, rows)
@@ -73,11 +76,13 @@ def repair(
         data = cluster_measurements(
             variants.flatten(0, 1), take(paths, each), None if weights is None else weights[each], lines.flatten(0, 1)
         )
+        own = None if prior is None else take(prior, each)
         start = take(old, torch.arange(len(rows), device=rows.device).repeat_interleave(count))
-        trial = solve_location(data, start.ue_position, start.offset_m, start.position, deployment, steps=8)
+        trial = solve_location(data, start.ue_position, start.offset_m, start.position, deployment, steps=8, prior=own)
         trial = Solution(*(field.unflatten(0, (len(rows), count)) for field in trial))
         # every constraint given up costs as much as a just acceptable residual
-        lost = degrees_of_freedom(path[rows], prior, direct[rows])[:, None] - degrees_of_freedom(variants, prior, lines)
+        freedom = degrees_of_freedom(path[rows], proper, direct[rows])
+        lost = freedom[:, None] - degrees_of_freedom(variants, proper, lines)
         best = (trial.cost + 4.0 * lost).argmin(1)
         pick = torch.arange(len(rows), device=rows.device)
         chosen = Solution(*(field[pick, best] for field in trial))

@@ -12,7 +12,7 @@ from sensing.coarse.direct import lines_of_sight
 from sensing.coarse.echoes import echoes
 from sensing.coarse.least_squares import Solution, solve_location
 from sensing.coarse.measurements import cluster_measurements
-from sensing.coarse.normal_equations import inverse_information
+from sensing.coarse.normal_equations import LocationPrior, inverse_information
 from sensing.coarse.rays import Rays, without
 from sensing.coarse.repair import fit_fails, repair
 from sensing.containers import Deployment
@@ -45,7 +45,12 @@ SINGLE = Bounces()
 
 
 def settle(
-    candidates: Candidates, rays: Rays, deployment: Deployment, settings: Settings, bounces: Bounces = SINGLE
+    candidates: Candidates,
+    rays: Rays,
+    deployment: Deployment,
+    settings: Settings,
+    bounces: Bounces = SINGLE,
+    prior: LocationPrior | None = None,
 ) -> Candidates:
     """Associate again with the user known as long as it helps, then repair fits that fail their test.
 
@@ -55,13 +60,14 @@ def settle(
         deployment: stations and priors.
         settings: passes and repairs.
         bounces: what the paths may be.
+        prior: of user and offsets, [n 3+bs]; that of the deployment when None.
     """
     proper = bool(torch.isfinite(deployment.clock_offset_std))
     for _ in range(settings.passes):
         start = candidates.solution
         clusters, line = _associate(start, rays, deployment, bounces)
         data = cluster_measurements(clusters.path, rays.paths, rays.weights, line)
-        solution = solve_location(data, start.ue_position, start.offset_m, clusters.position, deployment)
+        solution = solve_location(data, start.ue_position, start.offset_m, clusters.position, deployment, prior=prior)
         trial = candidates._replace(path=clusters.path, direct=line, solution=solution)
         candidates = merge(_helps(trial, candidates, proper), trial, candidates)
     path, solution, direct = repair(
@@ -72,6 +78,7 @@ def settle(
         deployment,
         settings.repairs,
         candidates.direct,
+        prior,
     )
     return candidates._replace(path=path, direct=direct, solution=solution)
 
