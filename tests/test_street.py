@@ -97,5 +97,9 @@ def test_finds_the_lines_of_sight(street, noise):
     assert len(scene) < SCENES / 2
     assert (detour[scene, station, found.direct[scene, station]].abs() < 1.0).all()
     assert (found.path != last).all()  # a line of sight is no scatterer's path
-    assert (found.geometry.ue_position - ue).norm(dim=-1).max() < 0.3
+    # a look-alike pulls a little
+    fooled = torch.zeros(SCENES, dtype=torch.bool).index_fill(0, scene, True)
+    error = (found.geometry.ue_position - ue).norm(dim=-1)
+    assert error[~fooled].max() < 0.3
+    assert error.max() < 0.5
     assert (found.geometry.offset_m - offset)[:, sees[:, 0]].abs().max() < 0.3
