@@ -101,5 +101,8 @@ def invert_with_prior(effective: Tensor, total: Tensor, prior_std: Tensor, lost:
     weight = torch.where(kept, 1.0 / torch.where(kept, value, torch.ones_like(value)), torch.zeros_like(value))
     vector_scaled = scale[..., :, None] * vector
     covariance = (vector_scaled * weight[..., None, :]) @ vector_scaled.mT
+    if covariance.requires_grad:  # where eigenvalues coincide, eigenvectors have no slope, but the inverse has
+        fixed = covariance.detach()
+        covariance = fixed - fixed @ (effective - effective.detach()) @ fixed
     condition = torch.where(kept.all(-1), value[..., -1] / value[..., 0], torch.full_like(value[..., 0], torch.inf))
     return Inverse(covariance, vector_scaled * ~kept[..., None, :], (~kept).sum(-1), condition)

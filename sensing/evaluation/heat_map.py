@@ -1,5 +1,6 @@
 """Map of the position error bound over an area, with stations, required accuracy and unobservable points."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,7 +111,9 @@ def draw_map(
     return colors
 
 
-def add_bar(figure: Figure, colors: ScalarMappable, axes: Axes, scale: Scale, found: CoverageMap) -> None:
+def add_bar(
+    figure: Figure, colors: ScalarMappable, axes: Axes | Sequence[Axes], scale: Scale, found: CoverageMap
+) -> None:
     """Colour bar, its ends pointed where values lie beyond them."""
     finite = found.peb_m[torch.isfinite(found.peb_m)] * scale.factor
     beyond = (bool((finite < scale.low).any()), bool((finite > scale.high * (1 + 1e-12)).any()))
