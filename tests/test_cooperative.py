@@ -195,6 +195,7 @@ def test_reasons_of_an_infinite_bound(unknown):
     beside = torch.tensor([[30.0, 8.0, 3.0]], dtype=DOUBLE)
     assert (point_bound(beside, line, unknown).reason == 0).tolist() == [unknown == "xy"]
     assert not torch.isnan(point_bound(at, small(), unknown).peb_m).any()
+    assert torch.isinf(target_information(at[0], small(), unknown=unknown)).all()
 
 
 def test_no_gradient_is_nan_on_a_station():

@@ -15,6 +15,7 @@ and a velocity v adds `J_doppler h h^T`, h = -(f_c / c) (d(v.g)/dp, g). Amplitud
 neither the r^-4 law nor the wavelength tells the position. All is differentiable, also in stations' places and power.
 """
 
+import functools
 import math
 from typing import ClassVar, NamedTuple
 
@@ -25,7 +26,7 @@ from sensing.bounds.fisher import LOST, MOVED, invert_with_prior
 from sensing.checks import check_finite, check_shape
 from sensing.errors import ConfigError, ShapeError
 from sensing.radar.network import RadarNetwork
-from sensing.radar.power import echo_snr
+from sensing.radar.power import link_budget
 from sensing.units import SPEED_OF_LIGHT
 
 UNKNOWN = {"xy": 2, "xyz": 3}
@@ -101,15 +102,16 @@ def target_information(
         snr: [* link] of the echoes per sample; that of the link budget by default.
 
     Returns:
-        [* n n] over position and, with a velocity, velocity; not finite on top of a station.
+        [* n n] over position and, with a velocity, velocity; inf on top of a station.
 
     Raises:
         ConfigError, ShapeError, DomainError: an argument does not fit.
     """
     size = _check(position, velocity, unknown)
-    entry = _summed(position, velocity, network, echo_snr(position, network) if snr is None else snr, size)
-    n = size if velocity is None else 2 * size
-    return torch.stack([torch.stack([entry[max(i, j), min(i, j)] for j in range(n)], -1) for i in range(n)], -2)
+    seen = _see(position, network, snr)
+    information = _summed(seen, velocity, network, size).movedim((0, 1), (-2, -1))
+    lost = (seen.reason & Reason.AT_STATION) > 0
+    return torch.where(lost[..., None, None], torch.inf, information)
 
 
 def point_bound(position: Tensor, network: RadarNetwork, unknown: str = "xy") -> PointBound:
@@ -130,12 +132,11 @@ def point_bound(position: Tensor, network: RadarNetwork, unknown: str = "xy") ->
         bound = target_bound(position, network, unknown=unknown)
         return PointBound(bound.peb_m, bound.reason)
     size = _check(position, None, unknown)
-    position, snr, reason = _reachable(position, network)
-    entry = _summed(position, None, network, snr, size)
-    xx, xy, yy = entry[0, 0], entry[1, 0], entry[1, 1]
+    seen = _see(position, network)
+    (xx, xy), (_, yy) = _summed(seen, None, network, size)
     product = xx * yy
     determinant = product - xy.square()
-    reason = reason | Reason.SINGULAR * ((reason == 0) & ~(determinant > LOST * product)).long()
+    reason = seen.reason + Reason.SINGULAR * ((seen.reason == 0) & ~(determinant > LOST * product)).long()
     trusted = reason == 0
     variance = (xx + yy) / torch.where(trusted, determinant, torch.ones_like(determinant))
     return PointBound(torch.where(trusted, variance, torch.inf).sqrt(), reason)
@@ -167,9 +168,8 @@ def target_bound(
     """
     size = _check(position, velocity, unknown)
     n = size if velocity is None else 2 * size
-    position, snr, reason = _reachable(position, network, snr)
-    entry = _summed(position, velocity, network, snr, size)
-    information = torch.stack([torch.stack([entry[max(i, j), min(i, j)] for j in range(n)], -1) for i in range(n)], -2)
+    seen = _see(position, network, snr)
+    information = _summed(seen, velocity, network, size).movedim((0, 1), (-2, -1))
     if prior_std is None:
         prior_std = information.new_full((n,), torch.inf)
     check_shape("prior_std", prior_std, "n", n=n)
@@ -177,7 +177,7 @@ def target_bound(
     known = information.diagonal(dim1=-2, dim2=-1)
     share = solved.null.square().sum(-1) * torch.where(known > 0, known, torch.ones_like(known))
     open_ = share > MOVED  # [* n] parameters that a null direction moves
-    reason = reason | Reason.SINGULAR * (open_[..., :size].any(-1) & (reason == 0)).long()
+    reason = seen.reason + Reason.SINGULAR * (open_[..., :size].any(-1) & (seen.reason == 0)).long()
     lost = (reason & Reason.AT_STATION) > 0
     variance = torch.where(open_ | lost[..., None], torch.inf, solved.covariance.diagonal(dim1=-2, dim2=-1))
     peb = variance[..., :size].sum(-1).sqrt()
@@ -187,73 +187,92 @@ def target_bound(
     return TargetBound(peb, veb, covariance, torch.where(torch.isfinite(peb), torch.zeros_like(reason), reason))
 
 
-def _reachable(position: Tensor, network: RadarNetwork, snr: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions that keep away from the stations, their SNR [* link], and why a point has no bound so far.
+class _Sight(NamedTuple):
+    """A point as one station sees it; components come first, because long vectors are faster than small ones."""
 
-    Nearer than a wavelength to a station of a link the far-field model says nothing; such points are replaced, so that
-    neither their values nor their gradients are NaN.
+    unit: Tensor  # [xyz *] from the station to the point
+    square: Tensor  # [*] of the distance [m^2]
+
+
+class _Seen(NamedTuple):
+    """Points as the stations see them."""
+
+    by: dict[int, _Sight]  # by station
+    snr: list[Tensor]  # [*] by link
+    reason: Tensor  # [*] int64, why a point has no bound so far
+
+
+def _see(position: Tensor, network: RadarNetwork, snr: Tensor | None = None) -> _Seen:
+    """Directions and distances to the stations of any link, and the SNR unless [* link] is given.
+
+    Nearer than a wavelength the far-field model says nothing; such a point is flagged and gets a distance of one metre,
+    so that neither its values nor their gradients are NaN.
     """
-    station = network.deployment.bs_position[network.links.unique()]
-    nearest = torch.full(position.shape[:-1], torch.inf, dtype=torch.float64, device=position.device)
-    for place in station:
-        nearest = torch.minimum(nearest, (position - place).square().sum(-1))
-    at_station = nearest <= network.deployment.wavelength.square()
-    away = station.amax(0) + 1.0
-    position = torch.where(at_station[..., None], away, position.double())
-    snr = echo_snr(position, network) if snr is None else snr
-    dark = ~(snr > 0).any(-1)
-    return position, snr, Reason.AT_STATION * at_station.long() | Reason.NO_POWER * (dark & ~at_station).long()
+    point = position.double().movedim(-1, 0).contiguous()
+    close = network.deployment.wavelength.square()
+    at_station = torch.zeros(point.shape[1:], dtype=torch.bool, device=point.device)
+    by = {}
+    for station in network.links.unique().tolist():
+        place = network.deployment.bs_position[station]
+        difference = point - place.reshape(3, *[1] * (point.ndim - 1))
+        square = _dot(difference, difference)
+        near = square <= close
+        at_station |= near
+        square = torch.where(near, 1.0, square)
+        by[station] = _Sight(difference / square.sqrt(), square)
+    budget = link_budget(position.double(), network) if snr is None else snr
+    gamma = list(budget.unbind(-1))
+    if snr is None:
+        spread = [by[sender].square * by[receiver].square for sender, receiver in network.links.tolist()]
+        gamma = [power / loss for power, loss in zip(gamma, spread, strict=True)]
+    dark = ~(budget > 0).any(-1).expand(at_station.shape)
+    reason = Reason.AT_STATION * at_station.long() + Reason.NO_POWER * (dark & ~at_station).long()
+    return _Seen(by, gamma, reason)
 
 
-def _summed(
-    position: Tensor, velocity: Tensor | None, network: RadarNetwork, snr: Tensor, size: int
-) -> dict[tuple[int, int], Tensor]:
-    """Lower triangle of the information, entry by entry: long vectors are many times faster than small matrices."""
+def _summed(seen: _Seen, velocity: Tensor | None, network: RadarNetwork, size: int) -> Tensor:
+    """Information, [n n *]: of the first coordinates of the position and, if there is one, of the velocity."""
     sharp = sharpness(network)
-    place = network.deployment.bs_position
-    total: dict[tuple[int, int], Tensor] = {}
+    parts = []
     for link, (sender, receiver) in enumerate(network.links.tolist()):
-        gamma = snr[..., link]
-        back, back_leg = _toward(position, place[receiver])
-        out, out_leg = (back, back_leg) if sender == receiver else _toward(position, place[sender])
-        gradient = [a + b for a, b in zip(out, back, strict=True)]
-        cross = [sum(sharp.direction[link, i, j] * back[j] for j in range(3)) for i in range(3)]
-        stretch = sum(back[i] * cross[i] for i in range(3))
-        along, across = gamma * sharp.range, gamma / back_leg.square()
-        terms = {
-            (i, j): along * (gradient[i] * gradient[j])
-            + across
-            * (sharp.direction[link, i, j] - back[i] * cross[j] - cross[i] * back[j] + stretch * (back[i] * back[j]))
-            for i in range(size)
-            for j in range(i + 1)
-        }
+        out, back = seen.by[sender], seen.by[receiver]
+        gamma = seen.snr[link]
+        slope = out.unit + back.unit
+        along = _outer(gamma * sharp.range * slope[:size], slope[:size])
+        place = along + (gamma / back.square) * _across(sharp.direction[link], back.unit, size)
         if velocity is not None:
-            rate = _doppler_slope(velocity.unbind(-1), (out, out_leg), (back, back_leg))
-            slope = [*rate[:size], *gradient[:size]]
+            rate = _closing_slope(velocity.double().movedim(-1, 0), (out, back))
+            joint = torch.cat([rate[:size], slope[:size]])
             weight = gamma * sharp.doppler * (network.deployment.carrier_hz / SPEED_OF_LIGHT).square()
-            for i in range(2 * size):
-                for j in range(i + 1):
-                    terms[i, j] = terms.get((i, j), 0.0) + weight * (slope[i] * slope[j])
-        total = {key: total[key] + value for key, value in terms.items()} if total else terms
-    return total
+            doppler = _outer(weight * joint, joint)
+            doppler[:size, :size] += place
+            place = doppler
+        parts.append(place)
+    return functools.reduce(torch.add, parts)
 
 
-def _toward(position: Tensor, station: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Components of the unit vector from a station to the points, and the distance."""
-    difference = [position[..., i] - station[i] for i in range(3)]
-    distance = (difference[0].square() + difference[1].square() + difference[2].square()).sqrt()
-    return [part / distance for part in difference], distance
+def _across(direction: Tensor, unit: Tensor, size: int) -> Tensor:
+    """Information D [xyz xyz] across the line of sight: `P D P = D - u e^T - e u^T` with e = D u - (u^T D u) u / 2."""
+    wide = direction.reshape(3, 3, *[1] * (unit.ndim - 1))
+    cross = wide[:, 0] * unit[0] + wide[:, 1] * unit[1] + wide[:, 2] * unit[2]
+    skew = (cross - (0.5 * _dot(unit, cross)) * unit)[:size]
+    mixed = _outer(unit[:size], skew)
+    return wide[:size, :size] - (mixed + mixed.transpose(0, 1))
 
 
-def _doppler_slope(
-    velocity: tuple[Tensor, ...], out: tuple[list[Tensor], Tensor], back: tuple[list[Tensor], Tensor]
-) -> list[Tensor]:
+def _closing_slope(velocity: Tensor, sights: tuple[_Sight, _Sight]) -> Tensor:
     """Slope d(v . (u_tx + u_rx)) / dp, with du/dp = (I - u u^T) / r."""
-    total = [torch.zeros_like(part) for part in out[0]]
-    for unit, leg in (out, back):
-        closing = sum(v * u for v, u in zip(velocity, unit, strict=True))
-        total = [t + (v - closing * u) / leg for t, v, u in zip(total, velocity, unit, strict=True)]
-    return total
+    first, second = ((velocity - _dot(velocity, each.unit) * each.unit) / each.square.sqrt() for each in sights)
+    return first + second
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product over the first axis, always in the same order."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, None] * b[None]
 
 
 def _check(position: Tensor, velocity: Tensor | None, unknown: str) -> int:

@@ -25,14 +25,19 @@ def echo_snr(target: Tensor, network: RadarNetwork) -> Tensor:
     """
     sender, receiver = network.links.unbind(-1)
     _, leg = direction_and_range(target[..., None, :], network.deployment.bs_position)  # [* bs]
+    return link_budget(target, network) / (leg[..., sender].square() * leg[..., receiver].square())
+
+
+def link_budget(target: Tensor, network: RadarNetwork) -> Tensor:
+    """The SNR above without its spreading loss, `gamma r_tx^2 r_rx^2` [m^4]; as `beam_power` [* link] or [link]."""
+    sender = network.links[:, 0]
     density = network.eirp_w * beam_power(target, network) / len(network.deployment.pilot_freq)
     constant = network.receive_gain * network.deployment.wavelength.square() * network.rcs_m2 / (4.0 * math.pi) ** 3
-    spread = leg[..., sender].square() * leg[..., receiver].square()
-    return constant * density[..., sender] / (spread * network.noise_var)
+    return constant * density[..., sender] / network.noise_var
 
 
 def beam_power(target: Tensor, network: RadarNetwork) -> Tensor:
-    """Power that reaches the target over that of all power in one beam at it, [* bs].
+    """Power that reaches the target over that of all power in one beam at it, [* bs] or, where equal for all, [bs].
 
     The precoder `w = sqrt(rho) conj(a_s) + sqrt(1 - rho) conj(a_c)` (times sqrt(P G) / N) gives
     `|a_s^T w|^2 / N^2 = |sqrt(rho) + sqrt(1 - rho) a_s^T conj(a_c) / N|^2`; the second term is what the communication
@@ -40,7 +45,7 @@ def beam_power(target: Tensor, network: RadarNetwork) -> Tensor:
     """
     rho = network.sensing_fraction
     if network.communication_point is None:
-        return rho.expand(*target.shape[:-1], len(rho))
+        return rho
     deployment = network.deployment
     antenna = deployment.antenna_global
     seen, _ = direction_and_range(target[..., None, :], deployment.bs_position)  # [* bs xyz]
