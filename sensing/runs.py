@@ -154,10 +154,16 @@ class Builder:
         """The same with other values, by dotted key; raises ConfigError for a key that does not exist."""
         config = self.config.copy()
         for key, value in values.items():
-            if OmegaConf.select(config, key, default=self) is self:
-                raise ConfigError(f"a varied key must be one of the configuration, got {key!r}")
+            self.value(key)
             OmegaConf.update(config, key, value)
         return Builder(config)
+
+    def value(self, key: str) -> Any:
+        """Configured value of a dotted key, in plain containers; raises ConfigError for a key that does not exist."""
+        found = OmegaConf.select(self.config, key, default=self)
+        if found is self:
+            raise ConfigError(f"a varied key must be one of the configuration, got {key!r}")
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
     def simulator(self) -> Simulator:
         """Seeded scenes of `scene`."""

@@ -17,6 +17,9 @@ class Build(Protocol):
     def varied(self, values: Mapping[str, Any]) -> "Build":
         """The same with other values, by dotted key; raises ConfigError for a key that does not exist."""
 
+    def value(self, key: str) -> Any:
+        """Configured value of a dotted key; raises ConfigError for a key that does not exist."""
+
     def simulator(self) -> Simulator:
         """Seeded scenes of `scene`."""
 
