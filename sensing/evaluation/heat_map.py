@@ -121,4 +121,5 @@ def add_bar(
     bar = figure.colorbar(colors, ax=axes, extend=extend, shrink=0.86)
     bar.set_label(f"position error bound [{scale.unit}]")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    bar.ax.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    narrow = scale.high < 5 * scale.low
+    bar.ax.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if narrow or f"{value:e}"[0] in "25" else "")
