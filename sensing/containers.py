@@ -28,6 +28,8 @@ T = TypeVar("T")
 LARGEST_M, LARGEST_HZ, LEAST_HZ, LEAST_M = 1e9, 1e15, 1e-3, 1e-3
 AMPLITUDES = (1e-50, 1e50, " (its unit is free: rescale it with the noise)")
 """Magnitudes beyond which nothing is measured and products of four of them leave double precision."""
+UNIT = 1e-3
+"""Most by which the length of a direction may differ from one: rounding in single precision is far below."""
 
 
 class Deployment(NamedTuple):
@@ -206,6 +208,37 @@ class PathEstimates(NamedTuple):
     covariance: Tensor  # [* bs path 4 4]
     mask: Tensor  # [* bs path] bool
 
+    def validate(self, deployment: Deployment) -> "PathEstimates":
+        """Check shapes, types and the values of existing paths against a deployment; returns the paths themselves.
+
+        Raises:
+            ShapeError: an axis does not fit the deployment or the other fields.
+            DomainError: NaN or infinity in a path that exists, a wrong type, or a direction that is none.
+        """
+        check_shape("the mask of paths", self.mask, "* bs path", bs=len(deployment.bs_position))
+        if self.mask.dtype != torch.bool:
+            raise DomainError(f"the mask of paths must be bool, got {self.mask.dtype}")
+        further: dict[str, list[int]] = {
+            "range_m": [],
+            "direction": [3],
+            "gain": [],
+            "information": [4, 4],
+            "covariance": [4, 4],
+        }
+        for name, axes in further.items():
+            field, wanted = getattr(self, name), [*self.mask.shape, *axes]
+            if list(field.shape) != wanted:
+                raise ShapeError(f"{name} of paths must be {wanted} as their mask is, got {list(field.shape)}")
+            if name != "gain":
+                check_real(f"{name} of paths", field)
+            exists = self.mask.reshape(*self.mask.shape, *(1 for _ in axes))
+            check_finite(f"{name} of paths", torch.where(exists, field, torch.zeros_like(field)))
+        length = self.direction[self.mask].norm(dim=-1)
+        if bool(((length - 1.0).abs() > UNIT).any()):
+            worst = float(length[(length - 1.0).abs().argmax()])
+            raise DomainError(f"direction of paths must hold unit vectors, got one of length {worst:.3g}")
+        return self
+
 
 class Geometry(NamedTuple):
     """Unknowns of the location domain: what the coarse stage returns and the iterations refine.
@@ -280,6 +313,15 @@ def map_tensors(container: T, function: Callable[[Tensor], Tensor]) -> T:
     if isinstance(container, tuple) and hasattr(container, "_fields"):
         return type(container)(*(map_tensors(field, function) for field in container))
     return container
+
+
+def in_double(container: T) -> T:
+    """Every floating point tensor of a NamedTuple in double precision, complex ones included."""
+
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.to(torch.complex128) if tensor.is_complex() else tensor.double()
+
+    return map_tensors(container, lambda t: wide(t) if t.is_complex() or t.is_floating_point() else t)
 
 
 def to_device(container: T, device: torch.device | str) -> T:

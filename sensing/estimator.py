@@ -17,7 +17,7 @@ from sensing.coarse.localization import CoarseLocalizer, CoarseLocation, with_sl
 from sensing.coarse.noise import check_noise, detect
 from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.user_search import user_box
-from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates, map_tensors
+from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates, in_double
 from sensing.errors import ConfigError, ShapeError
 from sensing.fusion.weights import FusionWeights
 from sensing.inference.iteration import select
@@ -105,10 +105,11 @@ class LocationEstimator(nn.Module):
         """See `Estimator`. One batch axis; a scene that cannot be solved is flagged and never raises.
 
         Raises:
-            ShapeError, DomainError: the observation does not fit the deployment or is not finite.
+            ShapeError, DomainError: observation or paths do not fit the deployment or are not finite.
         """
-        check_batch(observation, deployment, noise_known=paths is not None or self.noise == "known")
-        deployment = map_tensors(deployment, Tensor.double)
+        check_batch(observation, deployment, paths, paths is not None or self.noise == "known")
+        deployment = in_double(deployment)
+        paths = None if paths is None else in_double(paths)
         if paths is None:
             with torch.no_grad():
                 observation, paths = self.detect(observation, deployment)
@@ -185,14 +186,26 @@ def as_located(estimate: Estimate, refined: Refined, coarse: CoarseLocation, fin
     )
 
 
-def check_batch(observation: Observation, deployment: Deployment, noise_known: bool = True) -> None:
+def check_batch(
+    observation: Observation, deployment: Deployment, paths: PathEstimates | None = None, noise_known: bool = True
+) -> None:
     """Raise ShapeError or DomainError unless a batch of scenes [b] can be located; see `Observation.validate`."""
-    observation.validate(deployment.validate(), noise_known)
+    check_input(observation, deployment, paths, noise_known)
     check_shape("y", observation.y, "scene bs ant sc")
     if len(observation.y) == 0:
         raise ShapeError("y must hold at least one scene, got none")
     if len(deployment.pilot_freq) < 2:
         raise ShapeError("pilot_freq must hold at least two pilots (one tells nothing of the delay), got 1")
+
+
+def check_input(
+    observation: Observation, deployment: Deployment, paths: PathEstimates | None = None, noise_known: bool = True
+) -> None:
+    """Raise ShapeError or DomainError unless observation, stations and the caller's paths, if any, fit together."""
+    observation.validate(deployment.validate(), noise_known)
+    if paths is not None and paths.validate(deployment).mask.shape[:-1] != observation.y.shape[:-2]:
+        wanted = list(observation.y.shape[:-2])
+        raise ShapeError(f"the mask of paths must be {[*wanted, 'path']} as y is, got {list(paths.mask.shape)}")
 
 
 def doubtful_covariance(covariance: Tensor, flags: Tensor, coarse: CoarseLocation, deployment: Deployment) -> Tensor:

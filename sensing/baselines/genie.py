@@ -3,8 +3,10 @@
 import math
 
 from sensing.baselines.gains import regularised_gains
+from sensing.baselines.truth import check_truth
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
 from sensing.errors import DomainError
+from sensing.estimator import check_input
 from sensing.geometry import bounce_ranges
 from sensing.operators.khatri_rao import path_operator
 from sensing.units import SPEED_OF_LIGHT
@@ -39,6 +41,8 @@ class GenieLmmse:
         if scene is None or scene.gain is None:
             lacks = "no scene" if scene is None else "a scene without path gains (not all of its paths are known)"
             raise DomainError(f"genie_lmmse needs the true scene with all its paths, got {lacks}")
+        check_input(observation, deployment)
+        check_truth(scene, observation)
         offset_m = SPEED_OF_LIGHT * scene.clock_offset
         range_m, direction, _, _ = bounce_ranges(
             scene.scatterer_position, scene.ue_position, deployment.bs_position, offset_m

@@ -18,7 +18,7 @@ from sensing.baselines.location_grid import CloudGrid, LocationGrid, grid_operat
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.localization import CoarseLocalizer
 from sensing.coarse.noise import detect
-from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
+from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates, in_double
 from sensing.errors import ConfigError
 from sensing.estimator import Detector, Localizer, check_batch
 from sensing.inference.omp import RULES, omp
@@ -74,10 +74,10 @@ class GridEstimator(ABC):
         truth: Example | None = None,
     ) -> Estimate:
         """Channel, points that a station sees, and the coarse stage's flags. One batch axis."""
-        check_batch(observation, deployment)
+        check_batch(observation, deployment, paths)
         if paths is None:
             observation, paths = detect(observation, deployment, self.detector)
-        coarse = self.localizer(paths, deployment)
+        coarse = self.localizer(in_double(paths), deployment)
         geometry = coarse.geometry
         candidates = self.grid(geometry, deployment)
         operator = grid_operator(candidates, geometry, deployment, torch.complex128)

@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
+from sensing.baselines.truth import check_truth
+from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates, in_double
 from sensing.errors import DomainError
-from sensing.estimator import Estimator
+from sensing.estimator import Estimator, check_input
 from sensing.units import SPEED_OF_LIGHT
 
 
@@ -41,11 +42,13 @@ class IdealSync:
         """Estimate with known offsets; raises DomainError if the truth does not hold them."""
         if truth is None or truth.scene is None:
             raise DomainError("ideal_sync needs the true clock offsets, got no true scene")
+        check_input(observation, deployment, paths)
+        check_truth(truth.scene, observation)
         offset = truth.scene.clock_offset
         advance = clock_phase(-offset, deployment.pilot_freq).to(observation.y.dtype)
         aligned = observation._replace(y=observation.y * advance)
         if paths is not None:
-            paths = shift_ranges(paths, -SPEED_OF_LIGHT * offset, deployment)
+            paths = shift_ranges(in_double(paths), -SPEED_OF_LIGHT * offset, deployment)
         scene = truth.scene._replace(clock_offset=torch.zeros_like(offset))
         channel = None if truth.channel is None else truth.channel * advance
         estimate = self.estimator(

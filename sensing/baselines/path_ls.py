@@ -3,9 +3,9 @@
 import torch
 
 from sensing.baselines.gains import regularised_gains
-from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
+from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates, in_double
 from sensing.errors import DomainError
-from sensing.estimator import Detector
+from sensing.estimator import Detector, check_input
 from sensing.operators.khatri_rao import path_operator
 
 
@@ -33,10 +33,12 @@ class PathLs:
         truth: Example | None = None,
     ) -> Estimate:
         """Estimate the channel; raises DomainError if there are neither paths nor a detector."""
+        check_input(observation, deployment, paths, noise_known=paths is None)
         if paths is None:
             if self.detector is None:
                 raise DomainError(f"{self.name} needs paths or a detector, got neither")
             paths = self.detector(observation, deployment)
+        paths = in_double(paths)
         operator = path_operator(paths.range_m, paths.direction, deployment, paths.mask, observation.y.dtype)
         # plain least squares up to rounding: the ridge only keeps two coinciding columns factorisable
         ant, sc = observation.y.shape[-2:]

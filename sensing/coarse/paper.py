@@ -74,7 +74,7 @@ class PaperLocalizer(torch.nn.Module):
             paths: detected paths [b bs path], one batch axis.
             deployment: stations and priors.
         """
-        paths = with_slot(paths)
+        paths = with_slot(paths.validate(deployment))
         known = bool(SPEED_OF_LIGHT * deployment.clock_offset_std < 0.1 * self.range_std_m)
         threshold_m = self.threshold_m
         if threshold_m is None:
