@@ -8,7 +8,7 @@ import torch
 from sensing import arrays, ofdm
 from sensing.baselines import GenieLmmse, GridOmp, IdealSync, PathLs
 from sensing.containers import PathEstimates, in_double
-from sensing.errors import DomainError, ShapeError
+from sensing.errors import ConfigError, DomainError, ShapeError
 from sensing.estimator import build_estimator
 from sensing.paper_estimator import PaperEstimator
 from sensing.simulation import SceneSampler, Simulator, build_deployment
@@ -120,3 +120,9 @@ def test_a_truth_of_other_scenes_is_refused(estimator):
     other = SIMULATOR.examples("test", range(3), snr_db=8.0)
     with pytest.raises(ShapeError, match=r"clock_offset of the true scene must be \[2, 3\] as y is, got \[3, 3\]"):
         estimator(EXAMPLE.observation, PLAN, truth=other)
+
+
+@pytest.mark.parametrize("residual", [-1.0, math.inf, math.nan])
+def test_a_residual_that_is_no_deviation_is_refused(residual):
+    with pytest.raises(ConfigError, match="residual must be a finite number >= 0"):
+        IdealSync(CLASSICAL, residual)

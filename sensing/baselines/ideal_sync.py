@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sensing.baselines.truth import check_truth
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates, in_double
-from sensing.errors import DomainError
+from sensing.errors import ConfigError, DomainError
 from sensing.estimator import Estimator, check_input
 from sensing.units import SPEED_OF_LIGHT
 
@@ -29,6 +29,8 @@ class IdealSync:
     needs_truth, bound = True, "peb_sync"
 
     def __init__(self, estimator: Estimator, residual: float = 1e-4, name: str = "ideal_sync") -> None:
+        if not 0 <= residual < math.inf:
+            raise ConfigError(f"residual must be a finite number >= 0, got {residual}")
         self.estimator, self.residual, self.name = estimator, residual, name
         self.front_end = getattr(estimator, "front_end", "nomp")
 
