@@ -13,6 +13,10 @@ class DomainError(SensingError, ValueError):
     """A value lies outside its domain: NaN, negative power, a rotation that is none."""
 
 
+class MissingTruthError(DomainError):
+    """An estimator needs a truth that the data do not hold."""
+
+
 class ConfigError(SensingError, ValueError):
     """A configuration that cannot be run, said before any work is done."""
 

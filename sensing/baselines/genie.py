@@ -5,7 +5,7 @@ import math
 from sensing.baselines.gains import regularised_gains
 from sensing.baselines.truth import check_truth
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
-from sensing.errors import DomainError
+from sensing.errors import DomainError, MissingTruthError
 from sensing.estimator import check_input
 from sensing.geometry import bounce_ranges
 from sensing.operators.khatri_rao import path_operator
@@ -36,11 +36,11 @@ class GenieLmmse:
         paths: PathEstimates | None = None,
         truth: Example | None = None,
     ) -> Estimate:
-        """Estimate the channel; raises DomainError if the truth does not hold every path of the channel."""
+        """Estimate the channel; raises MissingTruthError if the truth does not hold every path of the channel."""
         scene = None if truth is None else truth.scene
         if scene is None or scene.gain is None:
             lacks = "no scene" if scene is None else "a scene without path gains (not all of its paths are known)"
-            raise DomainError(f"genie_lmmse needs the true scene with all its paths, got {lacks}")
+            raise MissingTruthError(f"genie_lmmse needs the true scene with all its paths, got {lacks}")
         check_input(observation, deployment)
         check_truth(scene, observation)
         offset_m = SPEED_OF_LIGHT * scene.clock_offset

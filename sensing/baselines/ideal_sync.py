@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sensing.baselines.truth import check_truth
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates, in_double
-from sensing.errors import ConfigError, DomainError
+from sensing.errors import ConfigError, MissingTruthError
 from sensing.estimator import Estimator, check_input
 from sensing.units import SPEED_OF_LIGHT
 
@@ -41,9 +41,9 @@ class IdealSync:
         paths: PathEstimates | None = None,
         truth: Example | None = None,
     ) -> Estimate:
-        """Estimate with known offsets; raises DomainError if the truth does not hold them."""
+        """Estimate with known offsets; raises MissingTruthError if the truth does not hold them."""
         if truth is None or truth.scene is None:
-            raise DomainError("ideal_sync needs the true clock offsets, got no true scene")
+            raise MissingTruthError("ideal_sync needs the true clock offsets, got no true scene")
         check_input(observation, deployment, paths)
         check_truth(truth.scene, observation)
         offset = truth.scene.clock_offset

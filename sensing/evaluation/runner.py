@@ -10,7 +10,7 @@ from sensing.baselines import Detector
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.noise import check_noise, detect
 from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
-from sensing.errors import ConfigError, DomainError
+from sensing.errors import ConfigError, MissingTruthError
 
 
 class Timed(NamedTuple):
@@ -24,8 +24,8 @@ class Runner:
     """Estimators that share front ends.
 
     An estimator names its front end by the attribute `front_end` (`nomp` where it has none); None: it needs no paths.
-    An estimator that needs a truth which the data do not hold raises DomainError; it is left out from then on, and
-    `left_out` says why. Every other error is a defect and is not caught.
+    An estimator that needs a truth which the data do not hold raises MissingTruthError: it is left out from then on,
+    and `left_out` says why. Every other error is a defect and is not caught.
 
     Args:
         estimators: by the name in the tables.
@@ -60,9 +60,7 @@ class Runner:
                 arguments = {"paths": paths, "truth": example if _needs_truth(estimator) else None}
                 try:
                     estimate, own = self._timed(estimator, observation, self.deployment, **arguments)
-                except DomainError as error:
-                    if not _needs_truth(estimator):
-                        raise
+                except MissingTruthError as error:
                     self.left_out[name] = str(error)
                     del self.estimators[name]
                     continue
