@@ -51,7 +51,7 @@ def fusion(
     proposal: str = "pool",
     refine: bool = False,
     tuning_drops: int = 500,
-    batch_size: int = 32,
+    batch_size: int = 128,
     seed: int = 0,
     progress: bool = True,
     settings: str = "",

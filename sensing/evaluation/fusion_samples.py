@@ -36,7 +36,7 @@ def fusion_samples(
     counts: Sequence[int] = (30, 100, 300, 1000, 3000, 10_000),
     proposals: Sequence[str] = PROPOSALS,
     num_drops: int = 500,
-    batch_size: int = 32,
+    batch_size: int = 128,
     seed: int = 0,
     progress: bool = True,
     settings: str = "",

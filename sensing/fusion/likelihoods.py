@@ -14,6 +14,9 @@ from sensing.fusion.measurements import StationMeasurements
 
 LOG_2PI = math.log(2.0 * math.pi)
 
+NEGLIGIBLE = -80.0
+"""Logarithm of a ratio of densities below which the smaller one counts for nothing in a sum."""
+
 
 def log_likelihood(measured: StationMeasurements, points: Tensor) -> Tensor:
     """Logarithms of the likelihoods up to constants that do not depend on the position.
@@ -25,15 +28,25 @@ def log_likelihood(measured: StationMeasurements, points: Tensor) -> Tensor:
     Returns:
         [* 2*bs point]: ranges of all stations, then directions; 0 where not measured, which is flat.
     """
-    offset = points[..., None, :, :] - measured.bs_position[..., :, None, :]  # [* bs point xyz]
-    distance = torch.linalg.vector_norm(offset, dim=-1)
+    # coordinate by coordinate: planes in memory, and what does not depend on the drop is computed once
+    planes = zip(points.unbind(-1), measured.bs_position.unbind(-1), strict=True)
+    offset = [place[..., None, :] - station[..., None] for place, station in planes]  # [* bs point]
+    squared = offset[0].square()
+    for each in offset[1:]:
+        squared = squared.addcmul(each, each)
+    distance = squared.sqrt()
+    inverse = distance.clamp_min(torch.finfo(distance.dtype).tiny).reciprocal_()
     ranges, directions = measured.precision.unbind(-2)  # [* bs]
-    along = measured.range_m[..., None] - distance
-    along = along.square_().mul_(-0.5 * ranges[..., None])
-    across = (offset @ measured.direction[..., None])[..., 0]
-    safe = torch.where(distance > 0, distance, torch.ones_like(distance))
-    across = across.div_(safe).sub_(1.0).mul_(directions[..., None])
-    return torch.cat([along, across.expand_as(along)], -2)
+    shape = (*torch.broadcast_shapes(measured.range_m.shape[:-1], points.shape[:-2]), 2, *distance.shape[-2:])
+    value = distance.new_empty(shape)
+    along, across = value.unbind(-3)
+    torch.sub(measured.range_m[..., None], distance, out=along)
+    along.square_().mul_(-0.5 * ranges[..., None])
+    toward = (measured.direction * directions[..., None]).unbind(-1)
+    across.copy_(-directions[..., None])
+    for each, slope in zip(offset, toward, strict=True):
+        across.addcmul_(each * inverse, slope[..., None])
+    return value.flatten(-3, -2)
 
 
 def log_von_mises_fisher(cosine: Tensor, kappa: Tensor) -> Tensor:
@@ -51,7 +64,10 @@ def log_von_mises_fisher(cosine: Tensor, kappa: Tensor) -> Tensor:
 
 def log_normaliser(log_values: Tensor, domain: Domain) -> Tensor:
     """Logarithm of the integral over the domain of `exp(log_values)`, given in its cells: [* cell] to [*]."""
-    return log_values.logsumexp(-1) + domain.log_cell
+    peak = log_values.amax(-1, keepdim=True)
+    # exponentials that underflow are slow, and count for nothing
+    total = (log_values - peak).clamp_(min=NEGLIGIBLE).exp_().sum(-1)
+    return total.log_() + peak[..., 0] + domain.log_cell
 
 
 def log_range_with_bias(excess: Tensor, std: Tensor, largest: Tensor) -> Tensor:
