@@ -361,3 +361,32 @@ def test_bad_measurements(change, error, message):
 def test_bad_settings(make):
     with pytest.raises(ConfigError):
         make()
+
+
+@pytest.mark.parametrize("count", [1, 5, 100, 3000])
+def test_few_samples_and_sharp_members_give_weights_all_the_same(count):
+    """A Hessian of less rank than members, and log-densities of a hundred thousand."""
+    for law in ({}, {"range_std_m": 0.01, "bias": "uniform", "bias_scale_m": 10.0}):
+        measured = drops(6, **law).measured
+        draws = draw_samples(measured, DOMAIN, count, generator(), "uniform")
+        got = chernoff_weights(draws.log_density, draws.log_proposal)
+        assert (got.weight >= 0).all()
+        assert torch.allclose(got.weight.sum(-1), torch.ones(6, dtype=DOUBLE))
+        there = pool_moments(got.weight, draws.log_density, draws.log_proposal).log_z
+        assert torch.allclose(there, got.log_z, atol=1e-5)
+        for member in range(6):  # not worse than any corner or the middle
+            corner = torch.eye(6, dtype=DOUBLE)[member].expand(6, 6)
+            assert (there <= pool_moments(corner, draws.log_density, draws.log_proposal).log_z + 1e-5).all()
+        assert (
+            there <= pool_moments(equal_weights(measured), draws.log_density, draws.log_proposal).log_z + 1e-5
+        ).all()
+
+
+def test_thinned_start_leads_to_the_same_weights(monkeypatch):
+    draws = draw_samples(drops(6, bias="uniform", bias_scale_m=5.0).measured, DOMAIN, 4000, generator())
+    thinned = chernoff_weights(draws.log_density, draws.log_proposal)
+    monkeypatch.setattr("sensing.fusion.chernoff.FEWEST", 10**9)
+    whole = chernoff_weights(draws.log_density, draws.log_proposal)
+    assert torch.allclose(thinned.weight, whole.weight, atol=1e-3)
+    assert torch.allclose(thinned.log_z, whole.log_z, atol=1e-6)
+    assert float(thinned.iterations.double().mean()) < float(whole.iterations.double().mean())

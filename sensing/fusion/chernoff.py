@@ -29,6 +29,9 @@ SUFFICIENT = 1e-4
 INTERIOR_STEPS, CENTRING, TO_THE_BOUNDARY = 12, 0.03, 0.99
 """Steps of the interior-point method; each aims at 3 % of the duality gap and stays inside."""
 
+ROUNDING = 1e3
+"""Units in the last place by which the Hessian's diagonal is raised."""
+
 BLOCK = 262_144
 """Log-densities that are passed over at once: as many as stay in a core's cache."""
 
@@ -167,6 +170,9 @@ def _model_step(weight: Tensor, moments: PoolMoments, exists: Tensor) -> tuple[T
     spread = (moments.gradient - moments.gradient.amin(-1, keepdim=True)).amax(-1, keepdim=True)
     scale = (scale + spread).clamp_min(torch.finfo(scale.dtype).tiny)
     gradient, hessian = moments.gradient / scale, moments.hessian / scale[..., None]
+    # rounding of H, the difference of two larger matrices, and of its factors must not make it indefinite
+    rounding = torch.finfo(scale.dtype).eps * (1.0 + moments.gradient.square().amax(-1, keepdim=True) / scale)
+    hessian = hessian + torch.diag_embed((ROUNDING * rounding).expand_as(weight))
     ones = exists.to(weight)
     number = ones.sum(-1, keepdim=True)
     gradient = torch.where(exists, gradient - gradient.amin(-1, keepdim=True), 0.0)
