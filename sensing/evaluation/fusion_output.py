@@ -82,6 +82,8 @@ def draw(found: Sequence["FusionErrors"]) -> Figure:
             share = (np.arange(len(ordered)) + 1) / len(ordered)
             panel.plot(ordered, share, color=color, linestyle=line, label=method)
             high = max(high, float(np.quantile(error, 0.97)))
+        base = next(iter(each.error_m.values()))
+        high = min(high, 2.0 * float(np.quantile(base, 0.97)))  # a far worse method leaves the panel
         count = len(each.case.stations)
         panel.set(xlabel="position error [m]", ylabel="share of drops", xlim=(0, high), ylim=(0, 1))
         panel.set_title(f"{each.case.modality}, {count} station{'s' * (count > 1)}")

@@ -6,10 +6,11 @@ self-normalised weights `a_s = softmax_s(w.l_s - ln q_s)`
 
     gradient m = sum_s a_s l_s,        Hessian H = sum_s a_s l_s l_s^T - m m^T.
 
-A damped Newton method finds the minimum of ln Z: each pass over the samples gives a quadratic model, whose minimum on the
-simplex an interior-point method finds without the samples. It starts from the optimum of every sixteenth sample. All drops
-of a batch step together, and a drop that has converged leaves the batch. The optimal pool is the reverse-KL centre of its
-members: it is as far from each member with a positive weight, so weight goes to members that disagree with the rest.
+A damped Newton method finds the minimum of ln Z: each pass over the samples gives a quadratic model, whose minimum on
+the simplex an interior-point method finds without the samples. It starts from the optimum of every sixteenth sample.
+All drops of a batch step together, and a drop that has converged leaves the batch. The optimal pool is the reverse-KL
+centre of its members: it is as far from each member with a positive weight, so weight goes to members that disagree
+with the rest.
 """
 
 import math
@@ -118,7 +119,7 @@ def chernoff_weights(
 def _minimise(
     weight: Tensor, rows: Tensor, proposal: Tensor, exists: Tensor, tolerance: float, max_iterations: int
 ) -> ChernoffWeights:
-    """Damped Newton steps from given weights [drop member], until each drop has converged; rows [drop member sample]."""
+    """Damped Newton steps from given weights [drop member] until each drop has converged; rows [drop member sample]."""
     drops = len(weight)
     found = ChernoffWeights(
         weight.clone(),

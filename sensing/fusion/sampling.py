@@ -1,9 +1,9 @@
 """Samples of the position and the density that they were drawn from: Monte Carlo importance sampling (paper 3, IV-A).
 
 A proposal is piecewise constant on the cells of the domain: a cell is drawn, then a place within it. Its density is
-known exactly, so nothing is approximated beyond the sampling itself. Cells of the pool are drawn systematically, at equal
-distances of their distribution function from a random start: every sample has the density of the proposal, and cells get
-their shares of the samples to within one.
+known exactly, so nothing is approximated beyond the sampling itself. Cells of the pool are drawn systematically, at
+equal distances of their distribution function from a random start: every sample has the density of the proposal, and
+cells get their shares of the samples to within one.
 """
 
 import math
