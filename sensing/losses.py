@@ -8,6 +8,8 @@ alike, and the logarithm keeps outliers from drowning the rest:
 with t the iterations (deep supervision) and NMSE_ref = paths * noise / power, that of known paths with unknown gains.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -89,3 +91,51 @@ class BoundNormalisedLoss:
         if coarse is not None:
             terms["coarse"] = self.coarse_weight * location_term(coarse, true, peb).mean()
         return terms | {"total": torch.stack(list(terms.values())).sum()}
+
+
+class FusionLoss:
+    """Error of a fused position and misfit of the covariance that comes with it.
+
+        sum_t w_t ((1 + |p_t - p|^2 / c^2)^(q/2) - 1 + a (e_t^T J_t e_t - ln det J_t) / 2)
+
+    with J_t the information of the weighted pool; the second part makes weights mean what they say, so that what a
+    layer knows of its cavity is right.
+
+    Args:
+        scale_m: c, below which errors count as squares [m].
+        power: q, of errors beyond; 2: squares throughout.
+        calibration: a.
+        early: weight of each position but the last.
+    """
+
+    def __init__(
+        self, scale_m: float = 1.0, power: float = 1.0, calibration: float = 0.1, early: float = 0.3
+    ) -> None:
+        for name, value in (("scale_m", scale_m), ("power", power)):
+            if not value > 0:
+                raise ConfigError(f"loss.{name} must be > 0, got {value}")
+        for name, value in (("calibration", calibration), ("early", early)):
+            if not value >= 0:
+                raise ConfigError(f"loss.{name} must be >= 0, got {value}")
+        self.scale_m, self.power, self.calibration, self.early = scale_m, power, calibration, early
+
+    def __call__(
+        self, positions: Sequence[Tensor], informations: Sequence[Tensor], true: Tensor, unknown: list[int]
+    ) -> Tensor:
+        """Loss of each drop, [*].
+
+        Args:
+            positions: of each layer, [* xyz] [m].
+            informations: of each layer, [* n n] over the unknown coordinates [1/m^2].
+            true: [* xyz] [m].
+            unknown: the n unknown coordinates.
+        """
+        total = torch.zeros_like(true[..., 0])
+        for number, (position, information) in enumerate(zip(positions, informations, strict=True)):
+            error = (position - true)[..., unknown]
+            squared = error.square().sum(-1) / self.scale_m**2
+            inside = (error[..., None, :] @ information @ error[..., :, None])[..., 0, 0]
+            surprise = 0.5 * (inside - torch.logdet(information))
+            term = (1.0 + squared).pow(0.5 * self.power) - 1.0 + self.calibration * surprise
+            total = total + (1.0 if number == len(positions) - 1 else self.early) * term
+        return total

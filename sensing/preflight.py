@@ -8,10 +8,13 @@ from pathlib import Path
 from sensing import options
 from sensing.errors import ConfigError
 
+FUSION = "sensing.fusion.learned.LearnedFusion"
 NOISE = ["known", "estimated"]
-OBJECTIVES = [
-    f"val/{name}" for name in ("loss", "error_over_peb_rms", "error_over_peb_median", "error_m_rms", "nmse_db")
-]
+MEASURES = {
+    "sensing.learning.Learner": ["loss", "error_over_peb_rms", "error_over_peb_median", "error_m_rms", "nmse_db"],
+    "sensing.learning.FusionLearner": ["loss", "error_m_rms", "error_m_50", "error_m_80", "error_m_90"],
+}
+"""What each learner logs and a sweep may minimise."""
 
 
 def check_evaluation(config: options.Config) -> Path | None:
@@ -48,20 +51,34 @@ def check_evaluation(config: options.Config) -> Path | None:
 def check_training(config: options.Config) -> None:
     """Check the keys of a training, first of all."""
     _check_command(config, "train", "trainer", foreign={"eval", "available", "estimators", "checkpoint"})
-    check_scene(config)
     options.existing_file(config, "ckpt_path", optional=True)
     _check_threads(config)
+    options.integer(config, "seed", low=0)
+    learner = options.choice(config, "learner", list(MEASURES))
+    options.choice(config, "objective", [f"val/{name}" for name in MEASURES[learner]])
+    if learner == "sensing.learning.Learner":
+        _check_scene_training(config)
+    elif (got := options.lookup(config, "estimator._target_")) != FUSION or "sampler" not in config["data"]:
+        raise ConfigError(f"estimator and data must be fusion and drops (experiment=fusion_train), got {got}")
+    options.integer(config, "trainer.max_epochs", low=-1)
+    options.integer(config, "data.batch_size", low=1)
+    options.positive(config, "optimizer.lr")
+    options.choice(config, "trainer.precision", [32, "32", "32-true"])
+    _check_folder(config)
+
+
+def _check_scene_training(config: options.Config) -> None:
+    check_scene(config)
     options.choice(config, "noise", NOISE)
     learnable = options.lookup(config, "estimator._target_") == "sensing.estimator.build_estimator"
     if not learnable or options.lookup(config, "estimator.name") == "classical":
         got = options.lookup(config, "estimator.name") or options.lookup(config, "estimator._target_")
         raise ConfigError(f"estimator must have something to learn (say estimator=unfolded), got {got}, which has not")
-    options.choice(config, "objective", OBJECTIVES)
-    options.integer(config, "trainer.max_epochs", low=-1)
-    options.integer(config, "data.batch_size", low=1)
     options.numbers(config, "data.snr_db", length=2)
-    options.positive(config, "optimizer.lr")
-    options.choice(config, "trainer.precision", [32, "32", "32-true"])
+
+
+def _check_folder(config: options.Config) -> None:
+    """A folder that holds checkpoints already is not written over."""
     folder = Path(config["output_dir"])
     used = sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
     requeued = any(folder.glob("hpc_ckpt_*.ckpt"))  # Lightning resumes a preempted Slurm job by itself

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +31,7 @@ from sensing.evaluation.output import write_evaluation
 from sensing.evaluation.runner import front_end
 from sensing.evaluation.summary import print_summary
 from sensing.evaluation.sweep import run_sweep
+from sensing.fusion.learned import LearnedFusion
 from sensing.preflight import check_evaluation, check_scene, check_training
 from sensing.simulation import Simulator
 
@@ -169,6 +170,12 @@ class Builder:
         """Seeded scenes of `scene`."""
         return build_simulator(self.config)
 
+    def fusion(self, checkpoint: str) -> LearnedFusion:
+        """The learned fusion of a checkpoint."""
+        from sensing.learning import FusionLearner  # pulls lightning, which takes seconds to import
+
+        return FusionLearner.load(checkpoint).fusion
+
     def network(self) -> Any:
         """Bound of `network`, a `sensing.bounds.radar.BoundModel`."""
         node = self.config.network
@@ -230,7 +237,7 @@ def _command(name: str) -> str:
 
 
 def train(config: DictConfig) -> float:
-    """Train an unfolded estimator; print untrained against trained, and the command that evaluates the checkpoint.
+    """Train an estimator; print untrained against trained, and the command that evaluates the checkpoint.
 
     Args:
         config: as composed from `conf/train.yaml`.
@@ -246,13 +253,14 @@ def train(config: DictConfig) -> float:
     _set_threads(settings)
     import lightning  # takes seconds, hence not at the top: evaluate needs it only with a checkpoint
 
-    from sensing.learning import Learner
-
     _quiet_lightning()
     lightning.seed_everything(settings["seed"], workers=True, verbose=False)
-    data = make(config.data, "data", simulator=build_simulator(config))
-    trained_on = {key: settings[key] for key in (*SCENE_KEYS, "data", "seed")}
-    learner = Learner(settings["estimator"], settings["loss"], settings["optimizer"], trained_on)
+    scenes = {"simulator": build_simulator(config)} if "simulator" in config.data else {}
+    data = make(config.data, "data", **scenes)
+    law = SCENE_KEYS if scenes else ("drops",)
+    trained_on = {key: settings[key] for key in (*law, "data", "seed")}
+    learner_class = get_class(settings["learner"])
+    learner = learner_class(settings["estimator"], settings["loss"], settings["optimizer"], trained_on)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise ConfigError("estimator must have something to learn (try estimator=unfolded), got no learnable parameter")
     learner.build_optimizer()  # its mistakes show now, not after the test of the untrained estimator
@@ -260,7 +268,7 @@ def train(config: DictConfig) -> float:
         check_resume(settings["ckpt_path"], learner)
     trainer = build_trainer(config)
     before = trainer.test(learner, data, verbose=False)[0]
-    if not math.isfinite(before["test/error_over_peb_rms"]):
+    if not math.isfinite(before.get("test/error_over_peb_rms", 0.0)):
         raise ConfigError(
             "scene must make the user observable (four shared scatterers, or a prior), "
             "got no test scene with a finite bound"
@@ -271,7 +279,7 @@ def train(config: DictConfig) -> float:
     after = trainer.test(learner, data, verbose=False)[0]
     if trainer.is_global_zero:
         print_comparison(before, after)
-        print(f"evaluate it: {_evaluate_command(best)}" if best else "no checkpoint was saved")
+        print(f"evaluate it: {_evaluate_command(best, config)}" if best else "no checkpoint was saved")
     return float(chosen[settings["objective"]])
 
 
@@ -309,7 +317,7 @@ def check_resume(path: str, learner: torch.nn.Module) -> None:
 
 def print_comparison(before: Mapping[str, float], after: Mapping[str, float]) -> None:
     """Print the test metrics of the untrained and of the trained estimator, side by side."""
-    table = Table(title="test scenes from perturbed starts, untrained against trained", title_justify="left")
+    table = Table(title="test scenes, untrained against trained", title_justify="left")
     for head in ("metric", "untrained", "trained"):
         table.add_column(head, justify="left" if head == "metric" else "right")
     for name, value in after.items():
@@ -317,14 +325,19 @@ def print_comparison(before: Mapping[str, float], after: Mapping[str, float]) ->
     Console().print(table)
 
 
-def _evaluate_command(checkpoint: str) -> str:
-    """The command that evaluates a checkpoint on the scenes that it was trained for."""
+def _evaluate_command(checkpoint: str, config: DictConfig) -> str:
+    """The command that evaluates a checkpoint on the scenes or drops that it was trained for."""
+    path = Path(checkpoint).resolve()
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    if config.get("drops") is not None:
+        name = "learned" if config.estimator.correct_bias else "learned_weights"
+        law = [f"drops.{key}={config.drops[key]}" for key in ("bias", "bias_scale_m", "random_scale")]
+        chosen = [f"task.methods=[equal,{name},bayes]", f"task.checkpoints.{name}={shown}"]
+        return shlex.join([*_program("evaluate"), "task=fusion", *law, *chosen])
     arguments = []
     if HydraConfig.initialized():
         choices, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
         arguments = [f"scene={choices['scene']}", *(text for text in overrides if _SHAPES_THE_SCENE.match(text))]
-    path = Path(checkpoint).resolve()
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     return shlex.join([*_program("evaluate"), *arguments, f"checkpoint={shown}"])
 
 

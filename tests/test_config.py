@@ -133,7 +133,7 @@ def test_yaml_and_python_have_the_same_defaults():
     classical = evaluate["available"]["classical"]
     for node, wanted in (
         (train["detector"], defaults(PathDetector)),
-        (train["data"], {**defaults(SceneDataModule), "snr_db": [5, 15], "amplitude": [6.0, 14.0]}),
+        (train["data"] | {"simulator": None}, {**defaults(SceneDataModule), "snr_db": [5, 15], "amplitude": [6.0, 14.0]}),
         (train["loss"], defaults(BoundNormalisedLoss)),
         (train["fusion"]["weights"], defaults(FusionWeights)),
         (classical["localizer"], {k: v for k, v in defaults(CoarseLocalizer).items() if k != "fusion"}),

@@ -14,8 +14,9 @@ from sensing.evaluation.fusion_output import write_fusion
 from sensing.evaluation.sweep import progress_bar
 from sensing.evaluation.task import Build
 from sensing.fusion.bayes import Law
+from sensing.fusion.learned import LearnedFusion
 from sensing.fusion.measurements import MODALITIES, StationMeasurements
-from sensing.fusion.methods import Pooling, check_methods, fuse, solve
+from sensing.fusion.methods import LEARNED, Pooling, check_methods, fuse, solve
 from sensing.fusion.rules import equal_weights, fixed_range_weight
 from sensing.simulation.drops import Drops, DropSampler
 
@@ -53,6 +54,7 @@ def fusion(
     tuning_drops: int = 500,
     batch_size: int = 128,
     seed: int = 0,
+    checkpoints: Mapping[str, str | None] | None = None,
     progress: bool = True,
     settings: str = "",
     command: str = "",
@@ -61,7 +63,7 @@ def fusion(
     """Run all cases; write fusion.csv, results.csv, errors.npz, the figures and report.html.
 
     Args:
-        build: not used; every task gets it.
+        build: reads checkpoints.
         folder: run folder, made if absent.
         sampler: law of the drops.
         methods: out of `sensing.fusion.methods.METHODS`.
@@ -74,6 +76,7 @@ def fusion(
         tuning_drops: drops of the split `val` for the fixed range weight.
         batch_size: drops at once.
         seed: of drops and samples.
+        checkpoints: of `learned` and `learned_weights`, written by train.py.
         progress: show a progress bar.
         settings: configuration as text, for the report.
         command: the command that made it, for the report.
@@ -87,7 +90,8 @@ def fusion(
     for name, value in (("num_drops", num_drops), ("tuning_drops", tuning_drops), ("batch_size", batch_size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
-    pooling = Pooling(sampler.domain, num_samples, proposal, refine)
+    networks = _networks(build, methods, checkpoints or {})
+    pooling = Pooling(sampler.domain, num_samples, proposal, refine, networks=networks)
     drops, tuning = sampler.sample(seed, "test", range(num_drops)), sampler.sample(seed, "val", range(tuning_drops))
     found = []
     with progress_bar(progress, "drops") as bar:
@@ -151,6 +155,23 @@ def best_range_factor(measured: StationMeasurements, position: Tensor, pooling: 
         return float((place - position).norm(dim=-1).quantile(0.9))
 
     return min(FACTORS, key=error)
+
+
+def _networks(
+    build: Build, methods: Sequence[str], checkpoints: Mapping[str, str | None]
+) -> dict[str, LearnedFusion]:
+    """The learned methods' networks, each of a checkpoint made for it."""
+    networks = {}
+    for name in LEARNED:
+        if name in methods:
+            path = checkpoints.get(name)
+            if not path:
+                raise ConfigError(f"task.checkpoints.{name} must be a checkpoint of experiment=fusion_train, got {path}")
+            networks[name] = build.fusion(path)
+            if networks[name].correct_bias != (name == "learned"):
+                wanted = str(name == "learned").lower()
+                raise ConfigError(f"task.checkpoints.{name} must be trained with estimator.correct_bias={wanted}, got {path}")
+    return networks
 
 
 def _cases(modalities: Sequence[str], stations: Sequence[Sequence[int]], count: int) -> list[Case]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from sensing.bounds.radar import BoundModel
+from sensing.fusion.learned import LearnedFusion
 from sensing.simulation import Simulator
 
 
@@ -22,6 +23,9 @@ class Build(Protocol):
 
     def simulator(self) -> Simulator:
         """Seeded scenes of `scene`."""
+
+    def fusion(self, checkpoint: str) -> LearnedFusion:
+        """The learned fusion of a checkpoint."""
 
     def network(self) -> BoundModel:
         """Bound of `network`."""

@@ -1,10 +1,12 @@
 """Fusion methods by name: from measurements to positions, the pooled ones through the same samples.
 
 `equal` and `optimal` are paper 3's: weights, then the best sample and, if asked for, Gauss-Newton steps from there on.
-The other rules take the equally weighted position for the place where they compare information. `bayes` is the limit.
+The other rules take the equally weighted position for the place where they compare information. `learned` and
+`learned_weights` are networks; `bayes` is the limit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from sensing.errors import ConfigError
 from sensing.fusion.bayes import Law, posterior
 from sensing.fusion.chernoff import chernoff_weights
 from sensing.fusion.domain import Domain
+from sensing.fusion.learned import LearnedFusion
 from sensing.fusion.measurements import StationMeasurements
 from sensing.fusion.rules import (
     best_station,
@@ -32,8 +35,13 @@ METHODS = (
     "covariance_intersection",
     "best_station",
     "fixed_range_weight",
+    "learned_weights",
+    "learned",
     "bayes",
 )
+
+LEARNED = ("learned_weights", "learned")
+"""With weights alone, and with bias corrections too."""
 
 
 class Pooling(NamedTuple):
@@ -44,6 +52,7 @@ class Pooling(NamedTuple):
     proposal: str = "pool"
     refine: bool = False
     range_factor: float = 1.0  # of `fixed_range_weight`
+    networks: Mapping[str, LearnedFusion] = MappingProxyType({})  # of the learned methods
 
 
 class Fused(NamedTuple):
@@ -93,6 +102,12 @@ def fuse(
             best = chernoff_weights(samples.log_density, samples.log_proposal, measured.members)
             place = _position(best.weight, samples, measured, pooling)
             found[name] = Fused(place, best.weight, best.converged)
+        elif name in LEARNED:
+            if name not in pooling.networks:
+                raise ConfigError(f"{name} needs its network, got networks of {sorted(pooling.networks)}")
+            with torch.no_grad():
+                fused = pooling.networks[name](measured, pooling.domain)
+            found[name] = Fused(fused.position, fused.weight.flatten(-2))
         elif name == "bayes":
             if law is None:
                 raise ConfigError("bayes needs the law of the measurements, got None")

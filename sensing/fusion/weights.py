@@ -6,12 +6,13 @@ depend on their order or number) whose last layer starts at zero: untrained, eve
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sensing.containers import PathEstimates
+from sensing.fusion.network import NeutralNetwork, bounded_factor
 
 
-class FusionWeights(nn.Module):
+class FusionWeights(NeutralNetwork):
     """Weights from the features of each path and of its station.
 
     Features, all dimensionless: log signal-to-noise ratio of the path, log of its power relative to the strongest path
@@ -25,11 +26,7 @@ class FusionWeights(nn.Module):
     NUM_FEATURES = 4
 
     def __init__(self, hidden: int = 8, limit: float = 3.0) -> None:
-        super().__init__()
-        self.inner = nn.Linear(self.NUM_FEATURES, hidden, dtype=torch.float64)
-        self.outer = nn.Linear(hidden, 2, dtype=torch.float64)
-        nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
+        super().__init__(self.NUM_FEATURES, hidden, 2)
         self.limit = limit
 
     def features(self, paths: PathEstimates) -> Tensor:
@@ -53,5 +50,4 @@ class FusionWeights(nn.Module):
 
     def forward(self, paths: PathEstimates) -> Tensor:
         """Factors [* bs path 2] of the information of range and direction, in [exp(-limit), exp(limit)]."""
-        raw = self.outer(torch.tanh(self.inner(self.features(paths))))
-        return torch.exp(self.limit * torch.tanh(raw / self.limit))
+        return bounded_factor(self.raw(self.features(paths)), self.limit)

@@ -1,6 +1,7 @@
 """Training with Lightning."""
 
 from sensing.learning.callbacks import ParameterLog, SceneFigure
+from sensing.learning.fusion import FusionLearner
 from sensing.learning.learner import Learner
 
-__all__ = ["Learner", "ParameterLog", "SceneFigure"]
+__all__ = ["FusionLearner", "Learner", "ParameterLog", "SceneFigure"]

@@ -1,0 +1,116 @@
+"""Random targets for Lightning, drawn on the fly in blocks: batch i of a split depends on (seed, split, i) alone."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import lightning
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sensing.data.scenes import FreshSampler
+from sensing.errors import ConfigError
+from sensing.fusion.domain import Domain
+from sensing.fusion.measurements import MODALITIES
+from sensing.simulation.drops import Drops, DropSampler
+
+
+class DropTask(NamedTuple):
+    """One batch."""
+
+    drops: Drops
+    domain: Domain
+    number: int  # of the block
+
+
+class DropBlocks(Dataset[DropTask]):
+    """Block i of a split, with the modalities in turn.
+
+    Args:
+        sampler: law of the drops.
+        seed: of the drops.
+        split: train, val or test.
+        size: drops per block.
+        blocks: number of blocks announced; any index >= 0 works.
+        modalities: what the stations measure, `hybrid`, `toa` or `aoa`; block i has number i of these, cyclically.
+    """
+
+    def __init__(
+        self, sampler: DropSampler, seed: int, split: str, size: int, blocks: int, modalities: Sequence[str]
+    ) -> None:
+        self.sampler, self.seed, self.split, self.size, self.blocks = sampler, seed, split, size, blocks
+        self.modalities = list(modalities)
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    def __getitem__(self, index: int) -> DropTask:
+        drops = self.sampler.block(self.seed, self.split, index, self.size)
+        modality = self.modalities[index % len(self.modalities)]
+        return DropTask(drops._replace(measured=drops.measured.only(modality)), self.sampler.domain, index)
+
+
+class DropDataModule(lightning.LightningDataModule):
+    """Batches for training, validation and test.
+
+    Args:
+        sampler: law of the drops.
+        seed: of the drops.
+        batch_size: drops per batch and process.
+        batches_per_epoch: fresh training batches per epoch.
+        val_batches: validation batches, the same in every epoch.
+        test_batches: test batches, never seen in training or model selection.
+        modalities: of the batches, in turn.
+        num_workers: processes that draw drops.
+    """
+
+    def __init__(
+        self,
+        sampler: DropSampler,
+        seed: int = 0,
+        batch_size: int = 512,
+        batches_per_epoch: int = 100,
+        val_batches: int = 8,
+        test_batches: int = 8,
+        modalities: Sequence[str] = ("hybrid", "toa", "hybrid", "aoa"),
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "batch_size": batch_size,
+            "batches_per_epoch": batches_per_epoch,
+            "val_batches": val_batches,
+            "test_batches": test_batches,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise ConfigError(f"data.{name} must be >= 1, got {value}")
+        if not modalities or not set(modalities) <= set(MODALITIES):
+            raise ConfigError(f"data.modalities must be out of {list(MODALITIES)}, got {list(modalities)}")
+        if num_workers < 0:
+            raise ConfigError(f"data.num_workers must be >= 0, got {num_workers}")
+        self.num_workers = num_workers
+        self.datasets = {
+            split: DropBlocks(sampler, seed, split, batch_size, blocks, modalities)
+            for split, blocks in (("train", batches_per_epoch), ("val", val_batches), ("test", test_batches))
+        }
+
+    def train_dataloader(self) -> DataLoader[DropTask]:
+        """Fresh drops every epoch."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._loader("train", FreshSampler(len(self.datasets["train"]), rank, world))
+
+    def val_dataloader(self) -> DataLoader[DropTask]:
+        """The fixed validation drops."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[DropTask]:
+        """The fixed test drops."""
+        return self._loader("test")
+
+    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+        return DataLoader(
+            self.datasets[split],
+            batch_size=None,  # a block is a batch
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )

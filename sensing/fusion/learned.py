@@ -1,0 +1,228 @@
+"""Learned log-linear fusion: weights, and bias corrections of the ranges, around the position layer.
+
+Layers alternate between the position of the pool and the weights of its members, like expectation propagation: what a
+layer sees of a range is how it fits to all the other information, the cavity, in which it plays no part,
+
+    e_i = d_i - |p_(-i) - b_i|,        s_i^2 = u_i^T J_(-i)^-1 u_i + std_i^2,
+
+its residual there and the standard deviation expected of it. The bias has the truncated Gaussian law that follows from
+e_i, s_i and the law of biases; a small network, the same for all stations, learns the moments of it: the weight, and the
+bias `e_i g + s_i h`. Unknown parameters of that law show in the other stations' residuals, which reach the network as
+messages, pooled by mean and maximum, so that neither the order nor the number of stations matters. Neutral at zero: all
+weights one, all corrections zero, and the position that of `solve_position` with equal weights.
+"""
+
+from enum import IntFlag
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sensing.fusion.domain import Domain
+from sensing.fusion.measurements import StationMeasurements
+from sensing.fusion.network import NeutralNetwork, bounded_factor
+from sensing.fusion.solve import DAMPING, Solution, normal_equations, solve_position
+from sensing.fusion.start import start_position
+
+FAINT = 100.0
+"""Deviation of a cavity, in deviations of the range, from which on it tells too little to correct anything by."""
+
+OPEN = 1e-9
+"""Ratio of the information's eigenvalues below which a coordinate is open."""
+
+CONTRADICTION = 25.0
+"""Mean squared residual of the members, in their weighted variances, above which they contradict each other."""
+
+LONE = 0.999
+"""Share of the information that makes a single member the only one that counts."""
+
+
+class FusionFlag(IntFlag):
+    """What a user of a fused position must know."""
+
+    MIRROR = 1  # the mirror image fits as well
+    OPEN = 2  # a coordinate is not determined
+    CONTRADICTORY = 4  # residuals far beyond the weighted deviations
+    LONE_MEMBER = 8  # one member has all the weight
+
+
+class FusedPosition(NamedTuple):
+    """Position of a weighted pool."""
+
+    position: Tensor  # [* xyz] [m]
+    covariance: Tensor  # [* n n] of the pool, over the unknown coordinates [m^2]; inf on the diagonal where open
+    weight: Tensor  # [* 2 bs] of ranges and directions, not normalised; 0: not measured
+    bias_m: Tensor  # [* bs] taken off the ranges [m]
+    mirror: Tensor  # [* xyz] second mode where flagged, else the position [m]
+    flags: Tensor  # [*] int64, of FusionFlag
+
+
+class SiteNetwork(NeutralNetwork):
+    """Corrections of one station from its own features and messages of the other stations.
+
+    Args:
+        features: of a station.
+        hidden: width of messages and network.
+    """
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__(features + 2 * hidden, hidden, 4)
+        self.sender = nn.Linear(features, hidden, dtype=torch.float64)
+        self.receiver = nn.Linear(features, hidden, bias=False, dtype=torch.float64)
+        self.angle = nn.Linear(1, hidden, bias=False, dtype=torch.float64)
+
+    def forward(self, features: Tensor, unit: Tensor, exists: Tensor) -> Tensor:
+        """Raw corrections.
+
+        Args:
+            features: [* bs features].
+            unit: [* bs xyz] from the stations to the position.
+            exists: [* bs] bool.
+
+        Returns:
+            [* bs 4]: log weights of range and direction, share g of the residual and shift h that are bias.
+        """
+        cosine = (unit @ unit.mT)[..., None]
+        message = self.sender(features)[..., None, :, :] + self.receiver(features)[..., :, None, :]
+        message = torch.tanh(message + self.angle(cosine))  # [* to from hidden]
+        other = exists[..., None, :] & ~torch.eye(exists.shape[-1], dtype=torch.bool, device=exists.device)
+        heard = other[..., None]
+        mean = torch.where(heard, message, 0.0).sum(-2) / other.sum(-1)[..., None].clamp_min(1)
+        largest = torch.where(heard, message, -1.0).amax(-2)  # the least that a message can be
+        return self.raw(torch.cat([features, mean, largest], -1))
+
+
+class LearnedFusion(nn.Module):
+    """Position from stations' measurements with learned weights.
+
+    Args:
+        layers: corrections, each with a network of its own.
+        hidden: width of the networks.
+        steps: Gauss-Newton steps before the first and after each correction.
+        limit: largest absolute log weight.
+        correct_bias: take learned biases off the ranges; false: learned weights alone.
+    """
+
+    NUM_FEATURES = 10
+
+    def __init__(
+        self, layers: int = 3, hidden: int = 24, steps: int = 2, limit: float = 6.0, correct_bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.sites = nn.ModuleList(SiteNetwork(self.NUM_FEATURES, hidden) for _ in range(layers))
+        self.steps, self.limit, self.correct_bias = steps, limit, correct_bias
+
+    def forward(self, measured: StationMeasurements, domain: Domain, start: Tensor | None = None) -> FusedPosition:
+        """Fused positions of a batch of drops, none of which depends on the others.
+
+        Args:
+            measured: [* bs], any number of stations, infinite deviations where there is no measurement.
+            domain: gives the unknown coordinates and the values of the known ones.
+            start: [* xyz] of the position layer [m]; None: from the measurements.
+
+        Returns:
+            The position; differentiable in the network and in the measurements.
+
+        Raises:
+            ShapeError: an axis does not fit.
+            DomainError: a measurement is not finite, out of its range, or missing altogether.
+        """
+        begun = start_position(measured.validate(), domain)
+        *_, last = self.iterates(measured, domain, begun.position if start is None else start)
+        solution, weight, bias = last
+        mirror = solution.position
+        ambiguous = begun.ambiguous if start is None else torch.zeros_like(begun.ambiguous)
+        if bool(ambiguous.any()):
+            *_, other = self.iterates(measured, domain, begun.mirror)
+            mirror = torch.where(ambiguous[..., None], other[0].position, mirror)
+        return _fused(solution, weight, bias, mirror, ambiguous, measured)
+
+    def iterates(
+        self, measured: StationMeasurements, domain: Domain, start: Tensor
+    ) -> list[tuple[Solution, Tensor, Tensor]]:
+        """Solution, weights [* 2 bs] and bias [* bs] before the first and after each correction."""
+        unknown = domain.unknown
+        has = measured.precision > 0
+        weight, bias = has.to(start.dtype), torch.zeros_like(measured.range_m)
+        found = [(solve_position(start, measured, weight, bias, unknown, self.steps), weight, bias)]
+        for site in self.sites:
+            position = found[-1][0].position
+            features, unit, residual, spread = self.features(position, measured, weight, bias, unknown)
+            std = torch.where(has[..., 0, :], measured.range_std, 1.0)
+            known = 1.0 / (1.0 + (spread / (FAINT * std)).pow(4))
+            raw = known[..., None] * site(features, unit, has.any(-2))
+            factor = bounded_factor(raw[..., :2], self.limit).mT
+            weight = torch.where(has, factor, 0.0)
+            if self.correct_bias:
+                shift = residual * raw[..., 2] + spread * raw[..., 3]
+                bias = torch.where(has[..., 0, :], shift, 0.0)
+            solution = solve_position(position, measured, weight, bias, unknown, self.steps)
+            found.append((solution, weight, bias))
+        return found
+
+    def features(
+        self, position: Tensor, measured: StationMeasurements, weight: Tensor, bias: Tensor, unknown: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What a layer sees, [* bs features]; units [* bs xyz], cavity residuals and deviations [* bs] [m].
+
+        The unit of length is 1 m, as biases have a law in metres.
+        """
+        normal = normal_equations(position, measured, weight, bias, unknown)
+        has_range, has_angle = (measured.precision > 0).unbind(-2)
+        along = normal.unit[..., unknown]
+        strength = weight[..., 0, :] * measured.precision[..., 0, :]
+        excess = measured.range_m - bias - normal.distance
+        own = strength[..., None, None] * along[..., :, None] * along[..., None, :]
+        total = normal.matrix.sum(-3)
+        scale = total.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        ridge = DAMPING * scale * torch.eye(len(unknown), dtype=total.dtype)
+        cavity = total[..., None, :, :] - own + ridge[..., None, :, :]
+        pull = normal.vector.sum(-2)[..., None, :] - (strength * excess)[..., None] * along
+        solved = torch.linalg.solve(cavity, torch.stack([pull, along], -1))
+        step, reach = solved.unbind(-1)
+        variance = (along * reach).sum(-1).clamp_min(0.0)
+        std = torch.where(has_range, measured.range_std, 1.0)
+        spread = torch.sqrt(variance + std.square())
+        length = torch.linalg.vector_norm(step, dim=-1)
+        allowed = normal.distance.amin(-1, keepdim=True)
+        step = step * torch.clamp(allowed / torch.where(length > 0, length, 1.0), max=1.0)[..., None]
+        there = position[..., None, :].expand(*step.shape[:-1], 3).clone()
+        there[..., unknown] = there[..., unknown] + step
+        residual = measured.range_m - torch.linalg.vector_norm(there - measured.bs_position, dim=-1)
+        angle_std = torch.where(has_angle, measured.angle_std, 1.0)
+        miss = torch.linalg.vector_norm(measured.direction - normal.unit, dim=-1) / angle_std
+        zero = torch.zeros_like(residual)
+        ranges = [torch.asinh(residual / spread), torch.asinh(residual), spread.log(), std.log(), bias / spread]
+        across = (angle_std * normal.distance).clamp_min(torch.finfo(angle_std.dtype).tiny)
+        angles = [across.log(), torch.log1p(miss)]
+        logs = torch.where(weight > 0, weight, 1.0).log()
+        stacked = torch.stack(
+            [
+                *(torch.where(has_range, each, zero) for each in [*ranges, logs[..., 0, :]]),
+                *(torch.where(has_angle, each, zero) for each in [*angles, logs[..., 1, :]]),
+                has_range.to(zero) - has_angle.to(zero),
+            ],
+            -1,
+        )
+        return stacked, normal.unit, residual, spread
+
+
+def _fused(
+    solution: Solution, weight: Tensor, bias: Tensor, mirror: Tensor, ambiguous: Tensor, measured: StationMeasurements
+) -> FusedPosition:
+    """The solution with its covariance and flags."""
+    value, vector = torch.linalg.eigh(solution.information)
+    is_open = ~(value[..., 0] > OPEN * value[..., -1])
+    safe = torch.where(is_open[..., None], torch.ones_like(value), value)
+    covariance = (vector / safe[..., None, :]) @ vector.mT
+    covariance = torch.where(is_open[..., None, None], torch.diag_embed(torch.full_like(value, torch.inf)), covariance)
+    members = measured.members.sum(-1)
+    share = weight.flatten(-2)
+    alone = share.amax(-1) >= LONE * share.sum(-1)
+    flags = (
+        FusionFlag.MIRROR * ambiguous.long()
+        + FusionFlag.OPEN * is_open.long()
+        + FusionFlag.CONTRADICTORY * (2.0 * solution.cost > CONTRADICTION * members).long()
+        + FusionFlag.LONE_MEMBER * alone.long()
+    )
+    return FusedPosition(solution.position, covariance, weight, bias, mirror, flags)

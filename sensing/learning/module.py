@@ -1,0 +1,118 @@
+"""What all learners share: checkpoints, the guard of their steps, metrics over whole splits, and the optimizer."""
+
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import lightning
+import torch
+from torch import Tensor
+
+from sensing.errors import CheckpointError, ConfigError
+
+
+class TrainedModule(lightning.LightningModule):
+    """A model with its loss and optimizer, rebuilt from a checkpoint alone (its settings are plain containers).
+
+    A subclass saves its hyperparameters, among them `optimizer`, and defines `training_step`, `validation_step`, which
+    appends per-scene tensors to `seen`, and `measures`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skipped_steps = 0
+        self.seen: list[dict[str, Tensor]] = []
+
+    def measures(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Metrics over all scenes of a split, from what validation steps kept of each."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a checkpoint written by train.py, in evaluation mode.
+
+        Raises:
+            CheckpointError: not a checkpoint of this class, or of another architecture.
+        """
+        try:
+            learner: Self = cls.load_from_checkpoint(str(path), map_location="cpu", weights_only=True).eval()
+        except FileNotFoundError as error:
+            raise CheckpointError(f"checkpoint must be an existing file, got {path}") from error
+        except Exception as error:  # whatever torch, pickle or zipfile raise, depending on what is broken
+            lines = str(error).strip().splitlines()[:2]  # the second names the fields
+            reason = " ".join(line.strip() for line in lines)
+            raise CheckpointError(
+                f"checkpoint must be written by train.py for this version's architecture, got {path}: "
+                f"{type(error).__name__}: {reason[:300]}"
+            ) from error
+        bad = [name for name, value in learner.named_parameters() if not torch.isfinite(value).all()]
+        if bad:
+            raise CheckpointError(f"checkpoint must hold finite parameters, got non-finite {', '.join(bad)} in {path}")
+        return learner
+
+    def on_after_backward(self) -> None:
+        """Leave out a step whose gradient is not finite; counted in train/skipped_steps."""
+        bad = [name for name, p in self.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        if bad:
+            self.skipped_steps += 1
+            self.zero_grad()  # None, not zero: a zero gradient would still move the parameters by their momentum
+        self.log("train/skipped_steps", float(self.skipped_steps))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the scenes of the last epoch."""
+        self.seen = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss, error over PEB and NMSE."""
+        self._log_scenes("val")
+
+    def on_test_epoch_start(self) -> None:
+        """As for validation."""
+        self.seen = []
+
+    def test_step(self, task: Any, batch_idx: int) -> None:
+        """As for validation."""
+        self.validation_step(task, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As for validation."""
+        self._log_scenes("test")
+
+    def _log_scenes(self, stage: str) -> None:
+        """Metrics over all scenes of this process's share."""
+        seen = {name: torch.cat([each[name] for each in self.seen]) for name in self.seen[0]}
+        values = {f"{stage}/{name}": value for name, value in self.measures(seen).items()}
+        self.log_dict(values, prog_bar=False, sync_dist=True)
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the settings over the learnable parameters.
+
+        Raises:
+            ConfigError: torch.optim has no such class, or it refuses its arguments.
+        """
+        settings = dict(self.hparams["optimizer"])
+        settings.pop("final_lr_fraction", None)
+        share = settings.pop("layer_lr_fraction", 1.0)
+        name = str(settings.pop("_target_", "torch.optim.Adam")).rsplit(".", 1)[-1]
+        kind = getattr(torch.optim, name, None)
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+            raise ConfigError(f"optimizer._target_ must be a class of torch.optim, got {name!r}")
+        learned = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        lr = settings.get("lr", 1e-3)
+        groups = [
+            {"params": [p for name, p in learned if ".layers." not in name], "lr": lr},
+            {"params": [p for name, p in learned if ".layers." in name], "lr": lr * share},
+        ]
+        try:
+            return kind([group for group in groups if group["params"]], **settings)
+        except Exception as error:  # whatever the class raises, depending on the argument
+            raise ConfigError(f"optimizer must fit torch.optim.{name}, got {settings}: {error}") from error
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, its step size falling along a cosine."""
+        optimizer, last = self.build_optimizer(), self.hparams["optimizer"].get("final_lr_fraction", 1.0)
+        total = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * min(step / total, 1.0)))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
