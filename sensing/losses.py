@@ -108,9 +108,7 @@ class FusionLoss:
         early: weight of each position but the last.
     """
 
-    def __init__(
-        self, scale_m: float = 1.0, power: float = 1.0, calibration: float = 0.1, early: float = 0.3
-    ) -> None:
+    def __init__(self, scale_m: float = 1.0, power: float = 1.0, calibration: float = 0.1, early: float = 0.3) -> None:
         for name, value in (("scale_m", scale_m), ("power", power)):
             if not value > 0:
                 raise ConfigError(f"loss.{name} must be > 0, got {value}")

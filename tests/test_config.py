@@ -20,12 +20,15 @@ from sensing.cli import conf_dir
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.localization import CoarseLocalizer
 from sensing.coarse.paper import PaperLocalizer
+from sensing.data.drops import DropDataModule
 from sensing.data.scenes import SceneDataModule
 from sensing.errors import ConfigError, DomainError, SensingError
+from sensing.fusion.learned import LearnedFusion
 from sensing.fusion.weights import FusionWeights
 from sensing.inference.iteration import Iteration
 from sensing.inference.unrolled import Unrolled
-from sensing.losses import BoundNormalisedLoss
+from sensing.losses import BoundNormalisedLoss, FusionLoss
+from sensing.simulation.drops import DropSampler
 
 CONF = Path(conf_dir())
 COMMANDS = ("train", "evaluate")
@@ -113,7 +116,7 @@ def test_every_scene_simulates_with_every_array(scene, array):
     assert torch.isfinite(torch.view_as_real(y)).all()
 
 
-@pytest.mark.parametrize("name", options_of("estimator"))
+@pytest.mark.parametrize("name", [name for name in options_of("estimator") if name != "fusion"])  # fuses drops
 def test_every_estimator_builds(name):
     config = composed("evaluate", f"estimators=[{name}]")
     (estimator,) = runs.build_estimators(config).values()
@@ -130,12 +133,27 @@ def test_yaml_and_python_have_the_same_defaults():
     """An object built in a notebook without arguments is the one that the commands use."""
     train, evaluate = (OmegaConf.to_container(composed(command), resolve=True) for command in COMMANDS)
     unrolled = {name: value for name, value in defaults(Unrolled).items() if name != "dtype"} | defaults(Iteration)
+    fused = OmegaConf.to_container(composed("train", "experiment=fusion_train"), resolve=True)
+    law = {"bs_position", "domain", "bias", "bias_scale_m"}
     classical = evaluate["available"]["classical"]
     for node, wanted in (
         (train["detector"], defaults(PathDetector)),
-        (train["data"] | {"simulator": None}, {**defaults(SceneDataModule), "snr_db": [5, 15], "amplitude": [6.0, 14.0]}),
+        (
+            train["data"] | {"simulator": None},
+            {**defaults(SceneDataModule), "snr_db": [5, 15], "amplitude": [6.0, 14.0]},
+        ),
         (train["loss"], defaults(BoundNormalisedLoss)),
         (train["fusion"]["weights"], defaults(FusionWeights)),
+        (fused["estimator"], defaults(LearnedFusion)),
+        (fused["loss"], defaults(FusionLoss)),
+        (
+            {name: value for name, value in fused["data"].items() if name != "sampler"},
+            defaults(DropDataModule) | {"modalities": ["hybrid", "toa", "hybrid", "aoa"]},
+        ),
+        (
+            {name: value for name, value in fused["drops"].items() if name not in law},
+            {name: value for name, value in defaults(DropSampler).items() if name not in law},
+        ),
         (classical["localizer"], {k: v for k, v in defaults(CoarseLocalizer).items() if k != "fusion"}),
         (classical["unrolled"], unrolled),
         (evaluate["available"]["paper"]["localizer"], defaults(PaperLocalizer)),
@@ -157,6 +175,20 @@ def test_hall_in_yaml_is_the_hall_in_python():
         built = runs.build_simulator(composed("train", f"scene={scene}", "seed=5"))
         y = [each.examples("train", [3]).observation.y for each in (built, wanted)]
         assert torch.equal(*y)
+
+
+def test_fusion_trains_on_drops_alone():
+    check = preflight.check_training
+    check(runs.plain(composed("train", "experiment=fusion_train", "objective=val/error_m_90")))
+    for overrides, wanted in (
+        (["learner=sensing.learning.FusionLearner"], "estimator and data must be fusion and drops"),
+        (["experiment=fusion_train", "data=training"], "estimator and data must be fusion and drops"),
+        (["experiment=fusion_train", "learner=sensing.learning.Learner"], "estimator must have something to learn"),
+        (["experiment=fusion_train", "objective=val/nmse_db"], "objective must be one of"),
+        (["learner=torch.nn.Linear"], "learner must be one of"),
+    ):
+        with pytest.raises(ConfigError, match=wanted):
+            check(runs.plain(composed("train", *overrides)))
 
 
 def test_scene_brings_array_and_ofdm_and_both_can_be_overridden():

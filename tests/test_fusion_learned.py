@@ -1,4 +1,4 @@
-"""Learned fusion: neutral at zero, blind to order and absent stations, its cavities by brute force, gradients, training."""
+"""Learned fusion: neutral at zero, blind to order and padding, its cavities by brute force, gradients, training."""
 
 import lightning
 import pytest
@@ -7,15 +7,18 @@ from torch.distributions import MultivariateNormal
 
 from sensing.data.drops import DropDataModule
 from sensing.errors import CheckpointError, ConfigError, DomainError
+from sensing.evaluation.fusion import fusion
 from sensing.fusion.domain import box, hexagon
 from sensing.fusion.learned import FusionFlag, LearnedFusion
 from sensing.fusion.measurements import MODALITIES, StationMeasurements
+from sensing.fusion.methods import Pooling, fuse
 from sensing.fusion.network import NeutralNetwork
 from sensing.fusion.solve import solve_position
 from sensing.fusion.start import start_position
 from sensing.fusion.weights import FusionWeights
 from sensing.learning import FusionLearner, Learner
 from sensing.losses import FusionLoss
+from sensing.runs import Builder
 from sensing.simulation.drops import DropSampler
 
 DOUBLE = torch.float64
@@ -184,6 +187,14 @@ def test_two_stations_with_ranges_report_both_modes():
     assert (fused.flags & FusionFlag.MIRROR > 0).all()
 
 
+def test_where_the_cavity_is_open_nothing_is_corrected():
+    """With two ranges and nothing else, each is all that is known along its direction."""
+    measured = drops(stations=2).measured.only("toa")
+    fused, plain = (net(measured, DOMAIN) for net in (scrambled(), LearnedFusion(layers=2)))
+    assert (fused.bias_m.abs() < 1.0).all()
+    assert torch.allclose(fused.position, plain.position, rtol=0, atol=3.0)
+
+
 def test_doubtful_results_are_flagged():
     task = exact(3)
     plain = task.measured._replace(range_std=torch.ones(20, 3, dtype=DOUBLE))
@@ -234,7 +245,7 @@ def test_one_network_class_behind_all_fusion_weights():
 
 def test_blocks_are_seeded_and_fresh():
     data = DropDataModule(sampler(), seed=4, batch_size=8, batches_per_epoch=3, modalities=["toa", "hybrid"])
-    one, two = ([task for task in data.train_dataloader()] for _ in range(2))
+    one, two = (list(data.train_dataloader()) for _ in range(2))
     assert [task.number for task in one] == [0, 1, 2]
     assert all(torch.equal(a.drops.position, b.drops.position) for a, b in zip(one, two, strict=True))
     assert not torch.equal(one[0].drops.position, one[1].drops.position)
@@ -278,6 +289,19 @@ def test_training_beats_equal_weights(trained):
         )
     assert error < 0.75 * equal
     assert trained[2].callback_metrics["val/error_m_90"] < 0.75 * equal
+
+
+def test_among_the_methods_of_the_fusion_task(trained):
+    measured, generator = drops(4).measured, torch.Generator().manual_seed(0)
+    pooling = Pooling(DOMAIN, 50, networks={"learned": trained[0].fusion})
+    fused = fuse(["equal", "learned"], measured, pooling, generator)["learned"]
+    assert torch.equal(fused.position, trained[0].fusion(measured, DOMAIN).position)
+    assert fused.weight.shape == (4, 6)
+    with pytest.raises(ConfigError, match="learned_weights needs its network"):
+        fuse(["learned_weights"], measured, pooling, generator)
+    for method, path in (("learned", None), ("learned_weights", str(trained[1]))):
+        with pytest.raises(ConfigError, match=rf"task\.checkpoints\.{method} must be"):
+            fusion(Builder(None), "unused", sampler(), [method], checkpoints={method: path})
 
 
 def test_checkpoint_gives_identical_positions(trained):

@@ -157,20 +157,22 @@ def best_range_factor(measured: StationMeasurements, position: Tensor, pooling: 
     return min(FACTORS, key=error)
 
 
-def _networks(
-    build: Build, methods: Sequence[str], checkpoints: Mapping[str, str | None]
-) -> dict[str, LearnedFusion]:
+def _networks(build: Build, methods: Sequence[str], checkpoints: Mapping[str, str | None]) -> dict[str, LearnedFusion]:
     """The learned methods' networks, each of a checkpoint made for it."""
     networks = {}
     for name in LEARNED:
         if name in methods:
             path = checkpoints.get(name)
             if not path:
-                raise ConfigError(f"task.checkpoints.{name} must be a checkpoint of experiment=fusion_train, got {path}")
+                raise ConfigError(
+                    f"task.checkpoints.{name} must be a checkpoint of experiment=fusion_train, got {path}"
+                )
             networks[name] = build.fusion(path)
             if networks[name].correct_bias != (name == "learned"):
                 wanted = str(name == "learned").lower()
-                raise ConfigError(f"task.checkpoints.{name} must be trained with estimator.correct_bias={wanted}, got {path}")
+                raise ConfigError(
+                    f"task.checkpoints.{name} must be trained with estimator.correct_bias={wanted}, got {path}"
+                )
     return networks
 
 

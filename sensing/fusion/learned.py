@@ -6,8 +6,8 @@ layer sees of a range is how it fits to all the other information, the cavity, i
     e_i = d_i - |p_(-i) - b_i|,        s_i^2 = u_i^T J_(-i)^-1 u_i + std_i^2,
 
 its residual there and the standard deviation expected of it. The bias has the truncated Gaussian law that follows from
-e_i, s_i and the law of biases; a small network, the same for all stations, learns the moments of it: the weight, and the
-bias `e_i g + s_i h`. Unknown parameters of that law show in the other stations' residuals, which reach the network as
+e_i, s_i and the law of biases; a small network, the same for all stations, learns the moments of it: the weight, and
+the bias `e_i g + s_i h`. Unknown parameters of that law show in the other stations' residuals, which reach the network as
 messages, pooled by mean and maximum, so that neither the order nor the number of stations matters. Neutral at zero: all
 weights one, all corrections zero, and the position that of `solve_position` with equal weights.
 """
