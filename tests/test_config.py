@@ -139,8 +139,8 @@ def test_yaml_and_python_have_the_same_defaults():
     for node, wanted in (
         (train["detector"], defaults(PathDetector)),
         (
-            train["data"] | {"simulator": None},
-            {**defaults(SceneDataModule), "snr_db": [5, 15], "amplitude": [6.0, 14.0]},
+            train["data"],
+            {**defaults(SceneDataModule), "simulator": None, "snr_db": [5, 15], "amplitude": [6.0, 14.0]},
         ),
         (train["loss"], defaults(BoundNormalisedLoss)),
         (train["fusion"]["weights"], defaults(FusionWeights)),

@@ -7,9 +7,9 @@ layer sees of a range is how it fits to all the other information, the cavity, i
 
 its residual there and the standard deviation expected of it. The bias has the truncated Gaussian law that follows from
 e_i, s_i and the law of biases; a small network, the same for all stations, learns the moments of it: the weight, and
-the bias `e_i g + s_i h`. Unknown parameters of that law show in the other stations' residuals, which reach the network as
-messages, pooled by mean and maximum, so that neither the order nor the number of stations matters. Neutral at zero: all
-weights one, all corrections zero, and the position that of `solve_position` with equal weights.
+the bias `e_i g + s_i h`. Unknown parameters of that law show in the other stations' residuals, which reach the network
+as messages, pooled by mean and maximum, so that neither the order nor the number of stations matters. Neutral at
+zero: all weights one, all corrections zero, and the position that of `solve_position` with equal weights.
 """
 
 from enum import IntFlag
