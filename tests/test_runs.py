@@ -90,9 +90,21 @@ def test_untrained_unfolded_estimator_is_labelled_so(tmp_path):
 @pytest.mark.parametrize(
     ("program", "wanted"), [("train.py", "python evaluate.py"), ("sensing-train", "sensing-evaluate")]
 )
-def test_command_printed_is_one_that_the_user_has(monkeypatch, program, wanted):
+def test_command_printed_is_one_that_the_user_has(tmp_path, monkeypatch, program, wanted):
     monkeypatch.setattr("sys.argv", [f"/somewhere/{program}"])
-    assert runs._evaluate_command("best.ckpt").startswith(f"{wanted} checkpoint=")
+    assert runs._evaluate_command("best.ckpt", config(tmp_path)).startswith(f"{wanted} checkpoint=")
+
+
+@pytest.mark.parametrize(("correct", "method"), [("true", "learned"), ("false", "learned_weights")])
+def test_command_printed_evaluates_fusion_on_the_drops_of_the_training(tmp_path, correct, method):
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        given = ["experiment=fusion_train", f"estimator.correct_bias={correct}", "drops.random_scale=true"]
+        trained = compose("train", [*given, f"output_dir={tmp_path}"])
+        arguments = shlex.split(runs._evaluate_command("best.ckpt", trained))[2:]
+        evaluated = compose("evaluate", [*arguments, f"output_dir={tmp_path}"])
+    assert evaluated.drops == trained.drops
+    assert method in evaluated.task.methods
+    assert evaluated.task.checkpoints[method].endswith("best.ckpt")
 
 
 def test_command_printed_evaluates_on_the_scenes_of_the_training(tmp_path, monkeypatch):
@@ -102,7 +114,7 @@ def test_command_printed_evaluates_on_the_scenes_of_the_training(tmp_path, monke
     job = SimpleNamespace(runtime=SimpleNamespace(choices=choices), overrides=SimpleNamespace(task=given))
     monkeypatch.setattr(runs.HydraConfig, "initialized", staticmethod(lambda: True))
     monkeypatch.setattr(runs.HydraConfig, "get", staticmethod(lambda: job))
-    arguments = shlex.split(runs._evaluate_command("best.ckpt"))[2:-1]
+    arguments = shlex.split(runs._evaluate_command("best.ckpt", config(tmp_path)))[2:-1]
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         trained, evaluated = (
             runs.plain(compose(command, [*overrides, f"output_dir={tmp_path}"]))
