@@ -291,3 +291,31 @@ def test_bad_points():
         point_bound(POSITION, small(), unknown="x")
     with pytest.raises(ShapeError, match="velocity"):
         target_bound(POSITION, small(), VELOCITY[:2])
+
+
+@pytest.mark.parametrize("azimuth", [0.0, 0.3, math.pi / 4, math.pi / 2, math.pi])
+def test_end_fire_is_flagged_however_the_axes_lie(azimuth: float) -> None:
+    cos, sin = math.cos(azimuth), math.sin(azimuth)
+    turned = [[[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]]]
+    one = {"bs_position": [[0.0, 0.0]], "eirp_w": 20.0, "sensing_fraction": 0.3, "noise_psd": 4e-20}
+    network = small(array=ula(8), target=None, bs_rotation=turned, **one)
+    along_array = torch.tensor([-10.0 * sin, 10.0 * cos, 0.0], dtype=DOUBLE)
+    assert int(point_bound(along_array, network).reason) == Reason.SINGULAR
+    assert int(target_bound(along_array, network, unknown="xy").reason) == Reason.SINGULAR
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"eirp_w": "a"},
+        {"receive_gain": "a"},
+        {"rcs_m2": None},
+        {"active": 1},
+        {"links": 3},
+        {"links": [0, 1]},
+        {"bs_position": [0, 0]},
+    ],
+)
+def test_values_of_a_wrong_kind_are_named(wrong) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        small(**wrong)

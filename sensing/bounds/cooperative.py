@@ -134,9 +134,9 @@ def point_bound(position: Tensor, network: RadarNetwork, unknown: str = "xy") ->
     size = _check(position, None, unknown)
     seen = _see(position, network)
     (xx, xy), (_, yy) = _summed(seen, None, network, size)
-    product = xx * yy
-    determinant = product - xy.square()
-    reason = seen.reason + Reason.SINGULAR * ((seen.reason == 0) & ~(determinant > LOST * product)).long()
+    determinant = xx * yy - xy.square()
+    scale = (0.5 * (xx + yy)).square()  # the same however the axes lie
+    reason = seen.reason + Reason.SINGULAR * ((seen.reason == 0) & ~(determinant > LOST * scale)).long()
     trusted = reason == 0
     variance = (xx + yy) / torch.where(trusted, determinant, torch.ones_like(determinant))
     return PointBound(torch.where(trusted, variance, torch.inf).sqrt(), reason)
@@ -173,8 +173,10 @@ def target_bound(
     if prior_std is None:
         prior_std = information.new_full((n,), torch.inf)
     check_shape("prior_std", prior_std, "n", n=n)
-    solved = invert_with_prior(information, information.diagonal(dim1=-2, dim2=-1), prior_std.to(information))
-    known = information.diagonal(dim1=-2, dim2=-1)
+    # one scale for the coordinates of a vector, so that what is lost does not depend on how the axes lie
+    known = information.diagonal(dim1=-2, dim2=-1).unflatten(-1, (-1, size))
+    known = known.mean(-1, keepdim=True).expand_as(known).flatten(-2)
+    solved = invert_with_prior(information, known, prior_std.to(information))
     share = solved.null.square().sum(-1) * torch.where(known > 0, known, torch.ones_like(known))
     open_ = share > MOVED  # [* n] parameters that a null direction moves
     reason = seen.reason + Reason.SINGULAR * (open_[..., :size].any(-1) & (seen.reason == 0)).long()

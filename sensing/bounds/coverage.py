@@ -91,8 +91,9 @@ def build_area(
     Raises:
         ConfigError: a value does not fit; names it.
     """
-    corner = [stations.amin(0)[:2].tolist(), stations.amax(0)[:2].tolist()] if area is None else [*map(list, area)]
-    numbers = len(corner) == 2 and all(len(each) == 2 and all(map(_finite, each)) for each in corner)
+    corner = [stations.amin(0)[:2].tolist(), stations.amax(0)[:2].tolist()] if area is None else area
+    pair = isinstance(corner, Sequence) and len(corner) == 2 and all(isinstance(each, Sequence) for each in corner)
+    numbers = pair and all(len(each) == 2 and all(map(_finite, each)) for each in corner)
     if not numbers or not all(low < high for low, high in zip(*corner, strict=True)):
         got = f"{corner}, the rectangle around the stations" if area is None else corner
         raise ConfigError(f"area must be [[x0, y0], [x1, y1]] with x0 < x1 and y0 < y1, got {got}")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
@@ -75,13 +76,12 @@ def draw_map(
     axes.grid(False)
     peb = np.ma.masked_invalid(found.peb_m.numpy() * scale.factor)
     x, y = found.area.x_m.numpy(), found.area.y_m.numpy()
-    axes.set_facecolor(UNOBSERVABLE)
     colors = axes.imshow(
         peb,
         origin="lower",
         extent=found.area.extent,
         norm=LogNorm(scale.low, scale.high),
-        cmap=COLORS,
+        cmap=colormaps[COLORS].with_extremes(bad=UNOBSERVABLE),
         interpolation="nearest",
     )
     if required_m is not None:

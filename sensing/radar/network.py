@@ -5,7 +5,7 @@ orthogonal resources, and each keeps all subcarriers and symbols (paper 2, secti
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -132,6 +132,13 @@ def build_network(
     for name, value in (("spacing_hz", spacing_hz), ("symbol_s", symbol_s)):
         if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise ConfigError(f"{name} must be a positive number, got {value!r}")
+    for name, value in (("rcs_m2", rcs_m2), ("receive_gain", receive_gain)):
+        if not isinstance(value, (int, float)):
+            raise ConfigError(f"{name} must be a positive number, got {value!r}")
+    if not isinstance(bs_position, Sequence) or not all(isinstance(row, Sequence) for row in bs_position):
+        raise ConfigError(f"bs_position must be a list of [x, y] or [x, y, z], got {bs_position!r}")
+    if active is not None and not isinstance(active, Sequence):
+        raise ConfigError(f"active must be a list of stations such as [0, 2], got {active!r}")
     space = [[*row, 0.0] if len(row) == 2 else list(row) for row in bs_position]
     face = None if target is None else ([*target, 0.0] if len(target) == 2 else list(target))
     stations = len(space)
@@ -145,7 +152,10 @@ def build_network(
     )
 
     def each(name: str, value: float | Sequence[float]) -> Tensor:
-        tensor = torch.as_tensor(value, dtype=torch.float64)
+        try:
+            tensor = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{name} must be a number or one for each station, got {value!r}") from error
         if tensor.ndim > 1 or (tensor.ndim == 1 and len(tensor) != stations):
             raise ConfigError(f"{name} must be a number or one for each of {stations} stations, got {value}")
         return tensor.expand(stations).clone()
@@ -172,7 +182,10 @@ def _pairs(links: str | Sequence[Sequence[int]], active: list[int]) -> list[list
         return [[sender, receiver] for sender in active for receiver in active]
     if isinstance(links, str):
         raise ConfigError(f"links must be monostatic, multistatic or a list of pairs, got {links!r}")
-    pairs = [list(pair) for pair in links]
+    items: Sequence[Any] = links if isinstance(links, Sequence) else [links]
+    if not all(isinstance(pair, Sequence) for pair in items):
+        raise ConfigError(f"links must be monostatic, multistatic or a list of pairs, got {links!r}")
+    pairs = [list(pair) for pair in items]
     if not pairs or not all(len(pair) == 2 and set(pair) <= set(active) for pair in pairs):
         raise ConfigError(f"links must be pairs (transmitter, receiver) of active stations {active}, got {links}")
     return pairs
