@@ -170,10 +170,11 @@ def planning(
 
 
 def numbers(found: CoverageMap, required_m: float) -> dict[str, float]:
-    """A map in a few numbers; means and the largest value are over its finite points."""
+    """A map in a few numbers; means and the largest value are over its finite points, inf where there are none."""
     finite = found.peb_m[torch.isfinite(found.peb_m)]
+    finite = finite if len(finite) else torch.full((1,), torch.inf, dtype=torch.float64)
     means = {"mean_peb_m": float(finite.mean()), "rms_peb_m": float(finite.square().mean().sqrt())}
-    extreme = {"max_peb_m": math.nan, "max_x_m": math.nan, "max_y_m": math.nan, "p999_peb_m": found.quantile(0.999)}
+    extreme = {"max_peb_m": math.inf, "max_x_m": math.nan, "max_y_m": math.nan, "p999_peb_m": found.quantile(0.999)}
     return extreme | means | dict(summary(found, required_m))
 
 
