@@ -1,7 +1,5 @@
 """Task `bound_sweep`: the position error bound against any value of the configuration, at a point and over an area."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from sensing.bounds.coverage import CHUNK, Area, build_area, coverage_map
 from sensing.bounds.radar import BoundModel
 from sensing.data.atomic import atomic_path
 from sensing.errors import ConfigError
+from sensing.evaluation.csv_file import write_csv
 from sensing.evaluation.page import write_page
 from sensing.evaluation.style import SPARE, legend_below, log_scale, panels
 from sensing.evaluation.sweep import progress_bar
@@ -103,8 +102,7 @@ def bound_sweep(
             bar.advance(task)
     folder, label = Path(folder), key if xlabel is None else xlabel
     rows = [[_text(cell) for cell in each] for each in points]
-    with atomic_path(folder / "results.csv") as temporary:
-        temporary.write_text(_csv([key if head == "value" else head for head in SweepPoint._fields], points))
+    write_csv(folder / "results.csv", [key if head == "value" else head for head in SweepPoint._fields], points)
     picture = folder / "figures" / "bound_sweep.png"
     with atomic_path(picture) as temporary:
         draw(points, label).savefig(temporary, format="png")
@@ -221,14 +219,6 @@ def _curves(axes: Axes, points: Sequence[SweepPoint], field: str) -> None:
         axes.set_xticks(x, [str(value) for value in values])
     if np.isfinite([getattr(point, field) for point in points]).any():
         log_scale(axes, "y")
-
-
-def _csv(heads: Sequence[str], points: Sequence[SweepPoint]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows([["" if cell is None else cell for cell in point] for point in points])
-    return text.getvalue()
 
 
 def _text(cell: Any) -> str:

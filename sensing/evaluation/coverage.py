@@ -1,7 +1,5 @@
 """Task `coverage`: the position error bound of a network over an area, as picture, file, table and report."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from sensing.bounds.cooperative import Reason
 from sensing.bounds.coverage import CHUNK, CoverageMap, build_area, coverage_map
 from sensing.data.atomic import atomic_path
 from sensing.errors import ConfigError
+from sensing.evaluation.csv_file import write_csv
 from sensing.evaluation.heat_map import heat_map
 from sensing.evaluation.page import write_page
 from sensing.evaluation.sweep import progress_bar
@@ -70,8 +69,7 @@ def coverage(
     folder = Path(folder)
     rows = summary(found, required_m)
     write_map(found, folder, required_m, model.bs_position.numpy())
-    with atomic_path(folder / "results.csv") as temporary:
-        temporary.write_text(_csv(["quantity", "value"], rows))
+    write_csv(folder / "results.csv", ["quantity", "value"], rows)
     picture = folder / "figures" / "coverage.png"
     title = f"{len(model.bs_position)} station{'s' * (len(model.bs_position) > 1)}, height {height_m:g} m"
     with atomic_path(picture) as temporary:
@@ -129,14 +127,6 @@ def write_map(found: CoverageMap, folder: Path, required_m: float, stations: np.
     with atomic_path(folder / "coverage.csv") as temporary, temporary.open("w", encoding="utf-8") as text:
         text.write("x_m,y_m,peb_m,reason\n")
         text.writelines(lines)
-
-
-def _csv(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _text(value: float) -> str:

@@ -1,7 +1,5 @@
 """Paper 1's degree-of-freedom figure: its count of equations beside the rank of the joint Jacobian in random scenes."""
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from sensing.bounds.identifiability import equation_count, nullity, paper_ratio,
 from sensing.containers import Deployment
 from sensing.data.atomic import atomic_path
 from sensing.errors import ConfigError
+from sensing.evaluation.csv_file import write_csv
 from sensing.evaluation.page import write_page
 from sensing.evaluation.style import SPARE, panels
 from sensing.evaluation.task import Build
@@ -94,8 +93,7 @@ def degrees_of_freedom(
     bar = track(numbers, "ranks", console=Console(stderr=True), disable=not progress)
     cases = [_case(simulator, *each, num_scenes) for each in bar]
     folder = Path(folder)
-    with atomic_path(folder / "results.csv") as temporary:
-        temporary.write_text(_table(cases))
+    write_csv(folder / "results.csv", Case._fields, [[_text(value) for value in case] for case in cases])
     picture = folder / "figures" / "degrees_of_freedom.png"
     with atomic_path(picture) as temporary:
         draw(cases).savefig(temporary, format="png")
@@ -247,14 +245,6 @@ def _measured(axes: Axes, cases: Sequence[Case], colors: Mapping[int, str]) -> N
 
 def _of(cases: Sequence[Case], stations: int) -> Iterator[Case]:
     return (case for case in cases if case.stations == stations)
-
-
-def _table(cases: Sequence[Case]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Case._fields)
-    writer.writerows([[_text(value) for value in case] for case in cases])
-    return text.getvalue()
 
 
 def _text(value: float) -> str:

@@ -1,7 +1,5 @@
 """Tables, figures and report of the fusion tasks."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from sensing.data.atomic import atomic_path
+from sensing.evaluation.csv_file import write_csv
 from sensing.evaluation.page import write_page
 from sensing.evaluation.statistics import Floats, Value, bootstrapped
 from sensing.evaluation.style import legend_below, panels
@@ -64,7 +63,7 @@ def write_fusion(
     drops = len(next(iter(found[0].error_m.values())))
     facts = {"command": command, "drops": str(drops), **(notes or {})}
     write_page(
-        folder / "report.html", "bounds.html", "Fusion", facts, [("error_cdf", picture, CAPTION)], settings,
+        folder / "report.html", "fusion.html", "Fusion", facts, [("error_cdf", picture, CAPTION)], settings,
         heads=HEADS, rows=[[str(cell) for cell in row] for row in full],
     )  # fmt: skip
     _print(found)
@@ -120,16 +119,6 @@ def _print(found: Sequence["FusionErrors"]) -> None:
     for method in found[0].error_m:
         table.add_row(method, *(f"{np.quantile(each.error_m[method], 0.9):.2f}" for each in found))
     Console().print(table)
-
-
-def write_csv(path: Path, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write a table at once."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(rows)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text.getvalue())
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[np.float64]]) -> None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from sensing.data.atomic import atomic_path
 from sensing.errors import ConfigError
+from sensing.evaluation.csv_file import write_csv
 from sensing.evaluation.fusion import Case, _take, part
-from sensing.evaluation.fusion_output import QUANTILES, quantiles, write_csv, write_npz
+from sensing.evaluation.fusion_output import QUANTILES, quantiles, write_npz
 from sensing.evaluation.page import write_page
 from sensing.evaluation.statistics import bootstrapped
 from sensing.evaluation.style import legend_below, log_scale, panels
@@ -126,6 +127,6 @@ def _write(
     facts = {"command": command, **(notes or {})}
     cells = [[str(cell) for cell in row] for row in rows]
     write_page(
-        folder / "report.html", "bounds.html", "Fusion: number of samples", facts, [("samples", picture, CAPTION)],
+        folder / "report.html", "fusion.html", "Fusion: number of samples", facts, [("samples", picture, CAPTION)],
         settings, heads=HEADS, rows=cells,
     )  # fmt: skip

@@ -1,7 +1,5 @@
 """Monte Carlo of the classical radar estimator against the bound: python evaluate.py task=monostatic."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -17,6 +15,7 @@ from rich.table import Table
 from sensing.bounds.radar import Radar
 from sensing.data.atomic import atomic_path
 from sensing.errors import ConfigError
+from sensing.evaluation.csv_file import write_csv
 from sensing.evaluation.monte_carlo import TargetLaw, Trials, run_trials
 from sensing.evaluation.page import write_page
 from sensing.evaluation.statistics import Floats, Value, bootstrapped, proportion
@@ -34,6 +33,12 @@ CAPTION = (
     "targets of the velocity's error and of its bound, a root mean square, where the links observe it; the median "
     "error of an efficient estimator is about 0.7 to 0.8 of that. Right: RMSE over bound (line: 1.1)."
 )
+
+LINK_HEADS = (
+    *("transmitter", "receiver", "snr_db", "link_snr_median_db", "detected"),
+    *(f"{name}_{kind}_over_bound" for kind in ("rms", "median") for name in ("range", "doppler", "direction")),
+)
+"""Columns of links.csv."""
 
 
 class Row(NamedTuple):
@@ -120,10 +125,8 @@ def monostatic(
         for at, snr in enumerate(snr_db)
     ]
     folder = Path(folder)
-    tables = {"results.csv": _table(rows), "links.csv": _link_table(trials, radar, snr_db)}
-    for name, text in tables.items():
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text)
+    write_csv(folder / "results.csv", rows[0]._fields, [[_text(value) for value in row] for row in rows])
+    write_csv(folder / "links.csv", LINK_HEADS, _link_rows(trials, radar, snr_db))
     with atomic_path(folder / "per_trial.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, snr_db=np.array(snr_db, float), stations=np.array(names), **trials._asdict())
     picture = folder / "figures" / "error_vs_bound.png"
@@ -247,20 +250,9 @@ def _curve(axes: Axes, snr: Sequence[float], line: Sequence[Row], color: str, la
     axes.vlines(snr, [row.rmse_low_m for row in line], [row.rmse_high_m for row in line], color=color)
 
 
-def _table(rows: Sequence[NamedTuple]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(rows[0]._fields)
-    writer.writerows([[_text(value) for value in row] for row in rows])
-    return text.getvalue()
-
-
-def _link_table(trials: Trials, radar: Radar, snr_db: Sequence[float]) -> str:
+def _link_rows(trials: Trials, radar: Radar, snr_db: Sequence[float]) -> list[list[str]]:
     """Detection and errors over bounds of the echoes, by link and SNR."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    heads = [f"{name}_{kind}_over_bound" for kind in ("rms", "median") for name in ("range", "doppler", "direction")]
-    writer.writerow(["transmitter", "receiver", "snr_db", "link_snr_median_db", "detected", *heads])
+    rows = []
     for link, pair in enumerate(radar.network.links.tolist()):
         for at, snr in enumerate(snr_db):
             seen = trials.detected[at, :, link]
@@ -268,8 +260,9 @@ def _link_table(trials: Trials, radar: Radar, snr_db: Sequence[float]) -> str:
             blank = np.full(3, np.nan)
             rms, median = (np.sqrt((error**2).mean(0)), np.median(error, 0)) if seen.any() else (blank, blank)
             level = float(np.median(trials.echo_snr_db[at, :, link]))
-            writer.writerow([*pair, *(_text(float(v)) for v in (snr, level, seen.mean(), *rms, *median))])
-    return text.getvalue()
+            numbers = (snr, level, seen.mean(), *rms, *median)
+            rows.append([*map(str, pair), *(_text(float(value)) for value in numbers)])
+    return rows
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,5 @@
 """Task `planning`: stations' places, boresights or powers that make the bound small over an area, before and after."""
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from sensing.bounds.radar import Radar
 from sensing.data.atomic import atomic_path
 from sensing.errors import ConfigError
 from sensing.evaluation.coverage import summary, write_map
+from sensing.evaluation.csv_file import write_csv
 from sensing.evaluation.page import write_page
 from sensing.evaluation.plan_figures import curves, maps
 from sensing.evaluation.sweep import progress_bar
@@ -145,8 +145,8 @@ def planning(
         described = {name: describe(case, stations.tolist()) for name, case in cases.items()}
         temporary.write_text(json.dumps(about | {"plans": described}, indent=2) + "\n")
     rows = [[name, *(_text(case.numbers[key]) for key in NUMBERS)] for name, case in cases.items()]
-    _write_csv(folder / "results.csv", ["network", *NUMBERS], rows)
-    _write_csv(folder / "convergence.csv", ["search", *plan.trace._fields], _tries(plans))
+    write_csv(folder / "results.csv", ["network", *NUMBERS], rows)
+    write_csv(folder / "convergence.csv", ["search", *plan.trace._fields], _tries(plans))
     pictures = {
         "maps": (maps(cases["given"], cases["plan"], stations, required_m, power), MAPS),
         "curves": (curves(objective, plans, {name: case.found for name, case in cases.items()}), CURVES),
@@ -229,13 +229,6 @@ def _print(cases: Mapping[str, Case]) -> None:
     for key in NUMBERS:
         table.add_row(key, *(_text(case.numbers[key]) for case in cases.values()))
     Console().print(table)
-
-
-def _write_csv(path: Path, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(heads)
-        writer.writerows(rows)
 
 
 def _text(value: float) -> str:
