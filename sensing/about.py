@@ -1,15 +1,17 @@
 """What a report says of its run beside the numbers: heading, command, and notes on what was tuned and trained where."""
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 from sensing import options
 from sensing.baselines import GridEstimator
+from sensing.pretrained import checkpoint_path
+from sensing.pretrained.files import read_hyperparameters
 
 TUNED = ("paper", "paper_nomp", "paper_ideal", "music_ls", "omp", "ols", "em_sbl")
 TUNED_ON = ("hall_hard", "urban")
@@ -53,9 +55,29 @@ def _notes(config: options.Config, estimators: Mapping[str, Any]) -> dict[str, s
     return notes
 
 
+def about_training(settings: options.Config, command: str) -> dict[str, Any]:
+    """What exported weights say of the training that made them, without the folders of its machine."""
+    words = [word for word in shlex.split(command) if not word.startswith(("hydra.", "export=", "output_dir="))]
+    return {
+        "command": shlex.join([*words, f"export={Path(settings['export']).name}"]),
+        "config": _portable(settings, str(settings["output_dir"])),
+        "seed": settings["seed"],
+        "note": settings["note"],
+    }
+
+
+def _portable(node: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Nested mappings without the values that lie in a folder, and without where weights were read and written."""
+    return {
+        key: _portable(value, folder) if isinstance(value, Mapping) else value
+        for key, value in node.items()
+        if key not in ("export", "ckpt_path") and not (isinstance(value, str) and value.startswith(folder))
+    }
+
+
 def trained_elsewhere(checkpoint: str, config: options.Config) -> str:
     """How the scenes that a checkpoint was trained on differ from those of a configuration; empty where they do not."""
-    trained_on = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"].get("trained_on")
+    trained_on = read_hyperparameters(checkpoint_path(checkpoint)).get("trained_on")
     if not trained_on:
         return "on scenes that the checkpoint does not record"
     there = f"on scene={trained_on['scene']['name']}"

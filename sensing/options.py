@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sensing.errors import ConfigError
+from sensing.pretrained import checkpoint_path, shipped
 
 Config = Mapping[str, Any]
 
@@ -98,3 +99,13 @@ def existing_file(config: Config, key: str, optional: bool = False) -> Path | No
             f"{key} must be an existing file, got {value!r}: {'a folder' if path.is_dir() else 'not found'}"
         )
     return path
+
+
+def checkpoint(config: Config, key: str) -> Path | None:
+    """The file of trained weights, by path or by the name of shipped ones; None where the key is null."""
+    value = lookup(config, key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        refuse(key, f"the path of a checkpoint or one of the shipped {shipped()}", value)
+    return checkpoint_path(value, key)

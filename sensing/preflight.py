@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sensing import options
 from sensing.errors import ConfigError
+from sensing.pretrained import SUFFIX
 
 FUSION = "sensing.fusion.learned.LearnedFusion"
 NOISE = ["known", "estimated"]
@@ -21,7 +22,7 @@ def check_evaluation(config: options.Config) -> Path | None:
     """Check the keys of an evaluation, first of all; returns the observation file, None for synthetic scenes."""
     _check_command(config, "evaluate", "eval", foreign={"trainer", "optimizer", "loss", "callbacks", "ckpt_path"})
     options.names(config, "estimators", options.lookup(config, "available") or {})
-    options.existing_file(config, "checkpoint", optional=True)
+    options.checkpoint(config, "checkpoint")
     _check_threads(config)
     options.choice(config, "noise", NOISE)
     options.integer(config, "eval.batch_size", low=1)
@@ -52,6 +53,9 @@ def check_training(config: options.Config) -> None:
     """Check the keys of a training, first of all."""
     _check_command(config, "train", "trainer", foreign={"eval", "available", "estimators", "checkpoint"})
     options.existing_file(config, "ckpt_path", optional=True)
+    export = options.lookup(config, "export")
+    if export is not None and not (isinstance(export, str) and Path(export).suffix == SUFFIX):
+        options.refuse("export", f"a file NAME{SUFFIX} or null", export)
     _check_threads(config)
     options.integer(config, "seed", low=0)
     learner = options.choice(config, "learner", list(MEASURES))

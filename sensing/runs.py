@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sensing import options
-from sensing.about import SCENE_KEYS, about_run
+from sensing.about import SCENE_KEYS, about_run, about_training
 from sensing.baselines import Detector
 from sensing.containers import Deployment
 from sensing.errors import CheckpointError, ConfigError, SensingError
@@ -116,7 +116,7 @@ def build_estimators(config: DictConfig) -> dict[str, Any]:
     """
     settings = plain(config)
     chosen = options.names(settings, "estimators", config.available)
-    checkpoint = options.existing_file(settings, "checkpoint", optional=True)
+    checkpoint = options.checkpoint(settings, "checkpoint")
     estimators = {}
     for name in chosen:
         if name == "unfolded" and checkpoint is not None:
@@ -279,6 +279,9 @@ def train(config: DictConfig) -> float:
     after = trainer.test(learner, data, verbose=False)[0]
     if trainer.is_global_zero:
         print_comparison(before, after)
+        if settings["export"] is not None:
+            learner.export(settings["export"], **about_training(settings, _command("train")))
+            print(f"exported: {settings['export']}")
         print(f"evaluate it: {_evaluate_command(best, config)}" if best else "no checkpoint was saved")
     return float(chosen[settings["objective"]])
 

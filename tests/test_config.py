@@ -242,7 +242,10 @@ def test_every_experiment_and_sweep_composes_by_the_command_in_its_header(path):
         ("eval.snr_db=10", r"eval\.snr_db must be a list"),
         ("estimators=[classical,best]", r"estimators must name .*'classical'.*, got unknown \['best'\]"),
         ("estimators=[]", r"estimators must be a list of names"),
-        ("checkpoint=absent.ckpt", r"checkpoint must be an existing file, got 'absent\.ckpt': not found"),
+        (
+            "checkpoint=absent.ckpt",
+            r"checkpoint must be an existing file or one of .*, got 'absent\.ckpt': not found",
+        ),
         ("seed=-1", r"seed must be a whole number >= 0, got -1"),
         ("data=file", r"data\.path must be the path of a file \(say data\.path=FILE\), got None"),
         ("data.split=dev", r"data\.split must be one of .*, got 'dev'"),
@@ -260,7 +263,7 @@ def test_every_experiment_and_sweep_composes_by_the_command_in_its_header(path):
     ],
 )
 def test_bad_value_is_refused_by_key_before_any_work(override, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(SensingError, match=message):
         preflight.check_evaluation(runs.plain(composed("evaluate", override)))
 
 

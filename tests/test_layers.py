@@ -18,6 +18,7 @@ LAYERS = [
     "estimator paper_estimator",
     "metrics losses baselines",
     "data",
+    "pretrained",
     "evaluation",
     "learning",
     "options preflight about runs",

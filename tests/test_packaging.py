@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -12,21 +13,26 @@ import pytest
 
 import sensing
 from sensing.cli import conf_dir
+from sensing.pretrained import shipped
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel built from the checkout, without network."""
+def build(kind, tmp_path_factory):
+    """A package built from the checkout, without network."""
     pytest.importorskip("hatchling")
     if not (ROOT / "README.md").is_file():
         pytest.skip("the checkout has no README.md, which the package's description is taken from")
     folder = tmp_path_factory.mktemp("dist")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return next(folder.glob("sensing-*.whl"))
+    return next(folder.glob("sensing-*"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build("wheel", tmp_path_factory)
 
 
 def test_wheel_holds_the_package_with_all_of_conf_and_nothing_else(wheel):
@@ -37,6 +43,17 @@ def test_wheel_holds_the_package_with_all_of_conf_and_nothing_else(wheel):
     assert {name.removeprefix("sensing/") for name in names if name.endswith(".yaml")} == wanted
     assert any(name.endswith("LICENSE") for name in names)
     assert "sensing/py.typed" in names
+    weights = {f"sensing/pretrained/{name}.safetensors" for name in shipped()}
+    assert {name for name in names if name.endswith(".safetensors")} == weights
+    assert "sensing/pretrained/__init__.py" in names
+
+
+def test_source_package_holds_the_weights(tmp_path_factory):
+    with tarfile.open(build("sdist", tmp_path_factory)) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    weights = {f"sensing/pretrained/{name}.safetensors" for name in shipped()}
+    assert {name for name in names if name.endswith(".safetensors")} == weights
+    assert {"conf/train.yaml", "sensing/__init__.py", "constraints.txt"} <= names
 
 
 def test_unpacked_wheel_finds_its_own_conf_and_shows_help(wheel, tmp_path):
@@ -68,7 +85,7 @@ def test_wheel_declares_scripts_and_requirements(wheel):
     plain = re.findall(r"^Requires-Dist: ([A-Za-z0-9-]+)[^;\n]*$", archive.read(f"{info}/METADATA").decode(), re.M)
     assert set(plain) == {
         *("torch", "lightning", "numpy", "hydra-core", "tensorboard"),
-        *("scipy", "h5py", "matplotlib", "jinja2", "rich"),
+        *("scipy", "h5py", "matplotlib", "jinja2", "rich", "safetensors"),
     }
 
 

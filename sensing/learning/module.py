@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from sensing.errors import CheckpointError, ConfigError
+from sensing.pretrained import SUFFIX, checkpoint_path
+from sensing.pretrained.files import Weights, read_weights, write_weights
 
 
 class TrainedModule(lightning.LightningModule):
@@ -28,16 +30,20 @@ class TrainedModule(lightning.LightningModule):
         raise NotImplementedError
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a checkpoint written by train.py, in evaluation mode.
+    def load(cls, name: str | Path) -> Self:
+        """Read trained weights, in evaluation mode.
+
+        Args:
+            name: a checkpoint of train.py, weights that it exported, or the name of shipped ones.
 
         Raises:
-            CheckpointError: not a checkpoint of this class, or of another architecture.
+            CheckpointError: no such file or name, or not of this class and architecture.
         """
+        path = checkpoint_path(name)
         try:
-            learner: Self = cls.load_from_checkpoint(str(path), map_location="cpu", weights_only=True).eval()
-        except FileNotFoundError as error:
-            raise CheckpointError(f"checkpoint must be an existing file, got {path}") from error
+            learner = cls._exported(path) if path.suffix == SUFFIX else cls._saved(path)
+        except CheckpointError:
+            raise
         except Exception as error:  # whatever torch, pickle or zipfile raise, depending on what is broken
             lines = str(error).strip().splitlines()[:2]  # the second names the fields
             reason = " ".join(line.strip() for line in lines)
@@ -48,7 +54,27 @@ class TrainedModule(lightning.LightningModule):
         bad = [name for name, value in learner.named_parameters() if not torch.isfinite(value).all()]
         if bad:
             raise CheckpointError(f"checkpoint must hold finite parameters, got non-finite {', '.join(bad)} in {path}")
+        return learner.eval()
+
+    @classmethod
+    def _saved(cls, path: Path) -> Self:
+        """From a checkpoint of Lightning."""
+        learner: Self = cls.load_from_checkpoint(str(path), map_location="cpu", weights_only=True)
         return learner
+
+    @classmethod
+    def _exported(cls, path: Path) -> Self:
+        """From exported weights."""
+        weights = read_weights(path)
+        if weights.learner != cls.__name__:
+            raise CheckpointError(f"checkpoint must be of {cls.__name__}, got one of {weights.learner} in {path}")
+        learner = cls(**weights.hyperparameters)
+        learner.load_state_dict(weights.state)
+        return learner
+
+    def export(self, path: str | Path, **about: Any) -> None:
+        """Write the weights as safetensors, with plain values that say what made them."""
+        write_weights(path, Weights(type(self).__name__, dict(self.hparams), self.state_dict(), about))
 
     def on_after_backward(self) -> None:
         """Leave out a step whose gradient is not finite; counted in train/skipped_steps."""
