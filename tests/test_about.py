@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from sensing import runs
 from sensing.about import SCENE_KEYS, TUNED_ON, about_run, trained_elsewhere
@@ -44,7 +45,7 @@ def test_report_names_the_scenes_that_the_baselines_were_tuned_on():
 
 def test_report_says_who_has_no_location():
     config = settings()
-    built = runs.build_estimators(runs.OmegaConf.create({**config, "estimators": ["classical", "omp", "em_sbl"]}))
+    built = runs.build_estimators(OmegaConf.create({**config, "estimators": ["classical", "omp", "em_sbl"]}))
     said = about_run(config, built, "")["notes"]["no location"]
     assert said.startswith("of omp, em_sbl: ")
 

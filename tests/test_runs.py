@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 from sensing import runs
 from sensing.about import SCENE_KEYS
 from sensing.cli import conf_dir
 from sensing.errors import CheckpointError, ConfigError
 from sensing.learning import Learner
+from sensing.runs.commands import evaluate_command
 
 SMALL = [
     *("array.num_y=3", "array.num_z=2", "ofdm.num_subcarriers=256", "estimator.unrolled.num_iterations=2"),
@@ -92,7 +94,7 @@ def test_untrained_unfolded_estimator_is_labelled_so(tmp_path):
 )
 def test_command_printed_is_one_that_the_user_has(tmp_path, monkeypatch, program, wanted):
     monkeypatch.setattr("sys.argv", [f"/somewhere/{program}"])
-    assert runs._evaluate_command("best.ckpt", config(tmp_path)).startswith(f"{wanted} checkpoint=")
+    assert evaluate_command("best.ckpt", config(tmp_path)).startswith(f"{wanted} checkpoint=")
 
 
 @pytest.mark.parametrize(("correct", "method"), [("true", "learned"), ("false", "learned_weights")])
@@ -100,7 +102,7 @@ def test_command_printed_evaluates_fusion_on_the_drops_of_the_training(tmp_path,
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         given = ["experiment=fusion_train", f"estimator.correct_bias={correct}", "drops.random_scale=true"]
         trained = compose("train", [*given, f"output_dir={tmp_path}"])
-        arguments = shlex.split(runs._evaluate_command("best.ckpt", trained))[2:]
+        arguments = shlex.split(evaluate_command("best.ckpt", trained))[2:]
         evaluated = compose("evaluate", [*arguments, f"output_dir={tmp_path}"])
     assert evaluated.drops == trained.drops
     assert method in evaluated.task.methods
@@ -112,9 +114,9 @@ def test_command_printed_evaluates_on_the_scenes_of_the_training(tmp_path, monke
     given = ["scene=urban", "array=ula", "array.num=5", "scene.sampler.num_shared=7", "noise=estimated", "seed=4"]
     choices = {"scene": "urban"}
     job = SimpleNamespace(runtime=SimpleNamespace(choices=choices), overrides=SimpleNamespace(task=given))
-    monkeypatch.setattr(runs.HydraConfig, "initialized", staticmethod(lambda: True))
-    monkeypatch.setattr(runs.HydraConfig, "get", staticmethod(lambda: job))
-    arguments = shlex.split(runs._evaluate_command("best.ckpt", config(tmp_path)))[2:-1]
+    monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
+    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: job))
+    arguments = shlex.split(evaluate_command("best.ckpt", config(tmp_path)))[2:-1]
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         trained, evaluated = (
             runs.plain(compose(command, [*overrides, f"output_dir={tmp_path}"]))

@@ -1,0 +1,141 @@
+"""Builds scenes, estimators and front ends from a configuration."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sensing import options
+from sensing.baselines import Detector
+from sensing.containers import Deployment
+from sensing.errors import ConfigError
+from sensing.evaluation.runner import front_end
+from sensing.fusion.learned import LearnedFusion
+from sensing.preflight import check_scene
+from sensing.runs.nodes import make, plain
+from sensing.simulation import Simulator
+
+
+def build_deployment(config: DictConfig) -> Deployment:
+    """Stations of a configuration. Offsets are in units of 1 / bandwidth, which is that of all subcarriers."""
+    grid = {name: value for name, value in config.ofdm.items() if name != "carrier_hz"}
+    return make(
+        config.scene.deployment,
+        "scene.deployment",
+        array=make(config.array, "array"),
+        pilot_freq=make(grid, "ofdm"),
+        carrier_hz=config.ofdm.carrier_hz,
+        clock_offset_std=config.scene.clock_offset_std_over_bandwidth / _bandwidth(config),
+    )
+
+
+def build_simulator(config: DictConfig) -> Simulator:
+    """Seeded synthetic scenes of a configuration.
+
+    Raises:
+        SensingError: a value does not fit; names its key.
+    """
+    check_scene(plain(config))
+    drawn = config.scene.true_clock_offset_std_over_bandwidth
+    std = None if drawn is None else drawn / _bandwidth(config)
+    sampler = make(config.scene.sampler, "scene.sampler", clock_offset_std=std)
+    return Simulator(build_deployment(config), sampler, config.seed)
+
+
+def build_simulators(config: DictConfig) -> list[Simulator]:
+    """One simulator for each deviation of the clock offsets in `eval.sigma_over_bandwidth`; the scene's own for null.
+
+    The scenes and their noise are the same in all, with the offsets scaled. Under a flat prior (inf) they are drawn
+    with the largest finite deviation of the list, unless the scene says with which.
+    """
+    sigmas = config.eval.sigma_over_bandwidth
+    if sigmas is None:
+        return [build_simulator(config)]
+    largest = max((sigma for sigma in sigmas if math.isfinite(sigma)), default=None)
+    simulators = []
+    for sigma in sigmas:
+        varied = config.copy()
+        varied.scene.clock_offset_std_over_bandwidth = sigma
+        if math.isinf(sigma) and varied.scene.true_clock_offset_std_over_bandwidth is None:
+            varied.scene.true_clock_offset_std_over_bandwidth = largest
+        simulators.append(build_simulator(varied))
+    return simulators
+
+
+def build_estimators(config: DictConfig) -> dict[str, Any]:
+    """The estimators asked for, by the name under which they appear in the results.
+
+    An unfolded estimator without a checkpoint is labelled `unfolded_untrained`: the classical one at a fixed depth.
+    """
+    settings = plain(config)
+    chosen = options.names(settings, "estimators", config.available)
+    checkpoint = options.checkpoint(settings, "checkpoint")
+    estimators = {}
+    for name in chosen:
+        if name == "unfolded" and checkpoint is not None:
+            from sensing.learning import Learner  # pulls lightning, which takes seconds to import
+
+            estimators[name] = Learner.load(checkpoint).estimator
+        else:
+            label = "unfolded_untrained" if name == "unfolded" else name
+            estimators[label] = make(config.available[name], f"available.{name}")
+    return estimators
+
+
+def build_front_ends(config: DictConfig, estimators: Mapping[str, Any]) -> dict[str, Detector]:
+    """The front ends that the estimators name, and no others; raises ConfigError for one that is not configured."""
+    built: dict[str, Detector] = {}
+    for name, estimator in estimators.items():
+        wanted = front_end(estimator)
+        if wanted is not None and wanted not in built:
+            if wanted not in config.front_ends:
+                raise ConfigError(f"front_ends must hold the {wanted!r} of {name}, got {sorted(config.front_ends)}")
+            built[wanted] = make(config.front_ends[wanted], f"front_ends.{wanted}")
+    return built
+
+
+class Builder:
+    """Builds what a task needs, from the run's configuration or a variation of it.
+
+    Args:
+        config: as composed from `conf/evaluate.yaml`.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+
+    def varied(self, values: Mapping[str, Any]) -> "Builder":
+        """The same with other values, by dotted key; raises ConfigError for a key that does not exist."""
+        config = self.config.copy()
+        for key, value in values.items():
+            self.value(key)
+            OmegaConf.update(config, key, value)
+        return Builder(config)
+
+    def value(self, key: str) -> Any:
+        """Configured value of a dotted key, in plain containers; raises ConfigError for a key that does not exist."""
+        found = OmegaConf.select(self.config, key, default=self)
+        if found is self:
+            raise ConfigError(f"a varied key must be one of the configuration, got {key!r}")
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+    def simulator(self) -> Simulator:
+        """Seeded scenes of `scene`."""
+        return build_simulator(self.config)
+
+    def fusion(self, checkpoint: str) -> LearnedFusion:
+        """The learned fusion of a checkpoint."""
+        from sensing.learning import FusionLearner  # pulls lightning, which takes seconds to import
+
+        return FusionLearner.load(checkpoint).fusion
+
+    def network(self) -> Any:
+        """Bound of `network`, a `sensing.bounds.radar.BoundModel`."""
+        node = self.config.network
+        scenes = {"simulator": self.simulator()} if "simulator" in node else {}
+        return make(node, "network", **scenes)
+
+
+def _bandwidth(config: DictConfig) -> float:
+    return float(config.ofdm.num_subcarriers * config.ofdm.spacing_hz)

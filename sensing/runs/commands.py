@@ -1,0 +1,40 @@
+"""Command lines that a run prints and records: its own, and the one that evaluates what it trained."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+_SHAPES_THE_SCENE = re.compile(r"(scene\.|array[=.]|ofdm[=.]|detector[=.]|prior[=.]|noise=)")
+"""Overrides of train.py that evaluate.py needs too, beside the choice of the scene."""
+
+
+def own_command(name: str) -> str:
+    """The command line of this run; empty from a notebook."""
+    if not HydraConfig.initialized():
+        return ""
+    return shlex.join([*_program(name), *HydraConfig.get().overrides.task])
+
+
+def evaluate_command(checkpoint: str, config: DictConfig) -> str:
+    """The command that evaluates a checkpoint on the scenes or drops that it was trained for."""
+    path = Path(checkpoint).resolve()
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    if config.get("drops") is not None:
+        name = "learned" if config.estimator.correct_bias else "learned_weights"
+        law = [f"drops.{key}={config.drops[key]}" for key in ("bias", "bias_scale_m", "random_scale")]
+        chosen = [f"task.methods=[equal,{name},bayes]", f"task.checkpoints.{name}={shown}"]
+        return shlex.join([*_program("evaluate"), "task=fusion", *law, *chosen])
+    arguments = []
+    if HydraConfig.initialized():
+        choices, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
+        arguments = [f"scene={choices['scene']}", *(text for text in overrides if _SHAPES_THE_SCENE.match(text))]
+    return shlex.join([*_program("evaluate"), *arguments, f"checkpoint={shown}"])
+
+
+def _program(name: str) -> list[str]:
+    """How a command is called: by its script in a checkout, by its name where the console scripts were used."""
+    return [f"sensing-{name}"] if Path(sys.argv[0]).name.startswith("sensing-") else ["python", f"{name}.py"]

@@ -1,0 +1,123 @@
+"""Trains an estimator as a configuration says."""
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from sensing.about import SCENE_KEYS, about_training
+from sensing.errors import CheckpointError, ConfigError
+from sensing.preflight import check_training
+from sensing.runs.build import build_simulator
+from sensing.runs.commands import evaluate_command, own_command
+from sensing.runs.nodes import make, plain, set_threads
+
+
+def train(config: DictConfig) -> float:
+    """Train an estimator; print untrained against trained, and the command that evaluates the checkpoint.
+
+    Args:
+        config: as composed from `conf/train.yaml`.
+
+    Returns:
+        The logged number that `objective` names, of the best checkpoint: what a sweep minimises.
+
+    Raises:
+        SensingError: before any work is done, if a key does not fit or there is nothing to learn.
+    """
+    settings = plain(config)
+    check_training(settings)
+    set_threads(settings)
+    import lightning  # takes seconds, hence not at the top: evaluate needs it only with a checkpoint
+
+    _quiet_lightning()
+    lightning.seed_everything(settings["seed"], workers=True, verbose=False)
+    scenes = {"simulator": build_simulator(config)} if "simulator" in config.data else {}
+    data = make(config.data, "data", **scenes)
+    law = SCENE_KEYS if scenes else ("drops",)
+    trained_on = {key: settings[key] for key in (*law, "data", "seed")}
+    learner_class = get_class(settings["learner"])
+    learner = learner_class(settings["estimator"], settings["loss"], settings["optimizer"], trained_on)
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        raise ConfigError("estimator must have something to learn (try estimator=unfolded), got no learnable parameter")
+    learner.build_optimizer()  # its mistakes show now, not after the test of the untrained estimator
+    if settings["ckpt_path"] is not None:
+        check_resume(settings["ckpt_path"], learner)
+    trainer = build_trainer(config)
+    before = trainer.test(learner, data, verbose=False)[0]
+    if not math.isfinite(before.get("test/error_over_peb_rms", 0.0)):
+        raise ConfigError(
+            "scene must make the user observable (four shared scatterers, or a prior), "
+            "got no test scene with a finite bound"
+        )
+    trainer.fit(learner, data, ckpt_path=settings["ckpt_path"])
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    chosen = trainer.validate(learner, data, ckpt_path=best, verbose=False)[0]
+    after = trainer.test(learner, data, verbose=False)[0]
+    if trainer.is_global_zero:
+        print_comparison(before, after)
+        if settings["export"] is not None:
+            learner.export(settings["export"], **about_training(settings, own_command("train")))
+            print(f"exported: {settings['export']}")
+        print(f"evaluate it: {evaluate_command(best, config)}" if best else "no checkpoint was saved")
+    return float(chosen[settings["objective"]])
+
+
+def build_trainer(config: DictConfig) -> Any:
+    """The Trainer with callbacks and loggers; entries that are null, or that the Trainer switches off, are left out."""
+    trainer = config.trainer
+    saves = trainer.enable_checkpointing and not trainer.fast_dev_run
+    off = {"progress": not trainer.enable_progress_bar, "checkpoint": not saves, "last": not saves}
+    callbacks = [
+        make(node, f"callbacks.{name}")
+        for name, node in (config.get("callbacks") or {}).items()
+        if node is not None and not off.get(str(name), False)
+    ]
+    loggers = [make(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items() if node is not None]
+    return make(trainer, "trainer", callbacks=callbacks, logger=loggers or False)
+
+
+def check_resume(path: str, learner: torch.nn.Module) -> None:
+    """Raise CheckpointError unless the file is a checkpoint of a model with the same parameters."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # whatever torch raises, depending on what is broken
+        raise CheckpointError(
+            f"ckpt_path must be a checkpoint of train.py, got {path}: {type(error).__name__}: {error}"
+        ) from error
+    wanted = {name: list(value.shape) for name, value in learner.state_dict().items()}
+    found = {name: list(value.shape) for name, value in state.items()}
+    if found != wanted:
+        name = next(key for key in [*wanted, *found] if wanted.get(key) != found.get(key))
+        raise CheckpointError(
+            f"ckpt_path must belong to the configured estimator: {name} is {wanted.get(name, 'absent')} there, "
+            f"got {found.get(name, 'absent')} in {path}"
+        )
+
+
+def print_comparison(before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    """Print the test metrics of the untrained and of the trained estimator, side by side."""
+    table = Table(title="test scenes, untrained against trained", title_justify="left")
+    for head in ("metric", "untrained", "trained"):
+        table.add_column(head, justify="left" if head == "metric" else "right")
+    for name, value in after.items():
+        table.add_row(name, f"{before.get(name, float('nan')):.4g}", f"{value:.4g}")
+    Console().print(table)
+
+
+def _quiet_lightning() -> None:
+    """Lightning logs every line twice under Hydra, lists absent devices, advertises, and warns of its own code."""
+    logging.getLogger("lightning").handlers.clear()
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings(
+        "ignore",
+        message=".*(treespec, LeafSpec|does not have many workers|recommended to use `self.log|logging interval).*",
+    )
