@@ -55,6 +55,9 @@ _PUBLIC = {
     "write_observations": "sensing.data",
     "export_scenes": "sensing.data",
     "write_estimates": "sensing.data",
+    "from_sionna": "sensing.data.importers",
+    "from_deepmimo": "sensing.data.importers",
+    "write_rays": "sensing.data.importers",
     # evaluation and training
     "run_sweep": "sensing.evaluation",
     "evaluate_file": "sensing.evaluation",
@@ -95,6 +98,7 @@ if TYPE_CHECKING:
     from sensing.coarse import CoarseLocalizer, PathDetector, estimate_noise_variance
     from sensing.containers import Deployment, Estimate, Example, Flag, Observation, PathEstimates, Scene
     from sensing.data import ObservationSet, export_scenes, read_observations, write_estimates, write_observations
+    from sensing.data.importers import from_deepmimo, from_sionna, write_rays
     from sensing.data.scenes import SceneDataModule
     from sensing.errors import (
         CheckpointError,
