@@ -53,6 +53,7 @@ def check_training(config: options.Config) -> None:
     """Check the keys of a training, first of all."""
     _check_command(config, "train", "trainer", foreign={"eval", "available", "estimators", "checkpoint"})
     options.existing_file(config, "ckpt_path", optional=True)
+    options.checkpoint(config, "init_from")
     export = options.lookup(config, "export")
     if export is not None and not (isinstance(export, str) and Path(export).suffix == SUFFIX):
         options.refuse("export", f"a file NAME{SUFFIX} or null", export)

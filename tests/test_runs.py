@@ -4,6 +4,7 @@ import math
 import shlex
 from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -74,12 +75,55 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path):
         runs.check_resume(path, learner(3))
 
 
+def trained(num_iterations, path):
+    """A checkpoint whose parameters are no longer neutral."""
+    made = learner(num_iterations)
+    for number, parameter in enumerate(made.parameters()):
+        parameter.data.fill_(0.01 * (number + 1))
+    torch.save(
+        {
+            "state_dict": made.state_dict(),
+            "hyper_parameters": dict(made.hparams),
+            "pytorch-lightning_version": lightning.__version__,
+        },
+        path,
+    )
+    return made.state_dict()
+
+
+def test_fine_tuning_starts_with_the_weights_and_new_parameters_are_neutral(tmp_path):
+    path = tmp_path / "two.ckpt"
+    state = trained(2, path)
+    deeper, untouched = learner(3), learner(3).state_dict()
+    neutral = runs.start_from(path, deeper)
+    assert neutral
+    assert all("layers.2." in name for name in neutral)
+    for name, value in deeper.state_dict().items():
+        assert torch.equal(value, untouched[name] if name in neutral else state[name]), name
+    with pytest.raises(CheckpointError, match=r"init_from must belong to the configured estimator: .*absent there"):
+        runs.start_from(path, learner(1))
+
+
+def test_fine_tuned_training_starts_at_the_weights(tmp_path, capsys):
+    """Without a step, what train.py ends with are the weights that it was given."""
+    path = tmp_path / "two.ckpt"
+    state = trained(2, path)
+    given = ["trainer.max_epochs=1", "optimizer.lr=1e-300", f"init_from={path}", "data.num_train_scenes=1"]
+    runs.train(config(tmp_path / "run", *given))
+    found = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert all(torch.equal(value, state[name]) for name, value in found["state_dict"].items())
+    assert found["hyper_parameters"]["trained_on"]["init_from"] == "two.ckpt"
+    assert "before against trained" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 truncated"])
 def test_broken_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "broken.ckpt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"ckpt_path must be a checkpoint of train\.py"):
         runs.check_resume(str(path), learner(1))
+    with pytest.raises(CheckpointError, match=r"checkpoint must be .*got .*broken\.ckpt"):
+        runs.start_from(path, learner(1))
     with pytest.raises(CheckpointError, match="checkpoint must be"):
         runs.build_estimators(config(tmp_path, f"checkpoint={path}", command="evaluate"))
 

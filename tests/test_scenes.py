@@ -135,3 +135,18 @@ def test_validation_is_the_same_every_time(tiny):
 def test_impossible_settings_are_errors(tiny, settings, message):
     with pytest.raises(ConfigError, match=message):
         module(tiny, **settings)
+
+
+def test_distinct_scenes_repeat_with_other_starts_and_keep_the_schedule(tiny):
+    """Three scenes: number 4 has the observation of scene 1; every second batch still starts from detection."""
+    data = module(tiny, num_train_scenes=3, scenes_per_epoch=8)
+    fresh = module(tiny, scenes_per_epoch=8)
+    tasks = [data.task(draw, "train") for draw in data.train_dataloader()]
+    plain = [fresh.task(draw, "train") for draw in fresh.train_dataloader()]
+    y, wanted = (torch.cat([task.example.observation.y for task in each]) for each in (tasks, plain))
+    assert torch.equal(y, wanted[[0, 1, 2, 0, 1, 2, 0, 1]])
+    assert [task.start is None for task in tasks] == [task.start is None for task in plain] == [False, True] * 2
+    assert not torch.equal(tasks[0].start.ue_position[1], tasks[2].start.ue_position[0])  # numbers 1 and 4
+    assert same(tasks[0].start, plain[0].start)
+    held = [module(tiny, num_train_scenes=count).datasets["val"][0] for count in (3, None)]
+    assert same(*held)

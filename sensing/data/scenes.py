@@ -2,6 +2,8 @@
 
 Scene i, its noise, its SNR and its start depend on (seed, split, i) alone. An epoch e of n scenes consists of the
 scenes e n .. (e + 1) n - 1: every epoch is fresh, and a resumed run sees exactly what the unbroken one would have seen.
+With m distinct scenes, number i is scene i modulo m, with its noise and SNR; only its start, which is no part of the
+data, is drawn anew.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +32,7 @@ class Draw(NamedTuple):
     scene: Scene
     noise: Tensor  # [* bs ant sc] CN(0, 1)
     snr_db: Tensor  # [*]
-    index: Tensor  # type: ignore[assignment]  # [*], hides tuple.index
+    index: Tensor  # type: ignore[assignment]  # [*] running number, hides tuple.index
 
 
 class Task(NamedTuple):
@@ -52,10 +54,13 @@ class SceneDataset(Dataset[Draw]):
         split: train, val or test.
         snr_db: lowest and highest SNR, uniform [dB].
         length: number of scenes announced; any index >= 0 works.
+        distinct: distinct scenes, which repeat; None for as many as are asked for.
     """
 
-    def __init__(self, simulator: Simulator, split: str, snr_db: Sequence[float], length: int) -> None:
-        self.simulator, self.split, self.length = simulator, split, length
+    def __init__(
+        self, simulator: Simulator, split: str, snr_db: Sequence[float], length: int, distinct: int | None = None
+    ) -> None:
+        self.simulator, self.split, self.length, self.distinct = simulator, split, length, distinct
         self.low, self.high = float(snr_db[0]), float(snr_db[-1])
         deployment = simulator.deployment
         self.shape = (len(deployment.bs_position), len(deployment.antenna_local), len(deployment.pilot_freq))
@@ -63,12 +68,13 @@ class SceneDataset(Dataset[Draw]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Draw:
+    def __getitem__(self, number: int) -> Draw:
         simulator = self.simulator
+        index = number if self.distinct is None else number % self.distinct
         scene = map_tensors(simulator.scenes(self.split, [index]), lambda field: field[0])
         noise = unit_noise(self.shape, simulator.seed, self.split, [index])[0]
         snr = scene_generator(simulator.seed, self.split, index, SNR_STREAM).uniform(self.low, self.high)
-        return Draw(scene, noise, torch.tensor(snr, dtype=torch.float64), torch.tensor(index))
+        return Draw(scene, noise, torch.tensor(snr, dtype=torch.float64), torch.tensor(number))
 
 
 class FreshSampler(Sampler[int]):
@@ -101,7 +107,8 @@ class SceneDataModule(lightning.LightningDataModule):
     Args:
         simulator: law of the scenes.
         batch_size: scenes per batch and process.
-        scenes_per_epoch: fresh training scenes per epoch.
+        scenes_per_epoch: training scenes per epoch.
+        num_train_scenes: distinct training scenes; None: always fresh ones.
         snr_db: lowest and highest SNR of training scenes [dB].
         val_scenes: validation scenes, the same in every epoch.
         val_snr_db: their SNR [dB].
@@ -120,6 +127,7 @@ class SceneDataModule(lightning.LightningDataModule):
         simulator: Simulator,
         batch_size: int = 16,
         scenes_per_epoch: int = 160,
+        num_train_scenes: int | None = None,
         snr_db: Sequence[float] = (5.0, 15.0),
         val_scenes: int = 128,
         val_snr_db: float = 10.0,
@@ -137,6 +145,7 @@ class SceneDataModule(lightning.LightningDataModule):
             "scenes_per_epoch": scenes_per_epoch,
             "val_scenes": val_scenes,
             "test_scenes": test_scenes,
+            "num_train_scenes": 1 if num_train_scenes is None else num_train_scenes,
         }
         for name, value in counts.items():
             if value < 1:
@@ -158,7 +167,7 @@ class SceneDataModule(lightning.LightningDataModule):
             "test": (test_amplitude, test_amplitude),
         }
         self.datasets = {
-            "train": SceneDataset(simulator, "train", snr_db, scenes_per_epoch),
+            "train": SceneDataset(simulator, "train", snr_db, scenes_per_epoch, num_train_scenes),
             "val": SceneDataset(simulator, "val", [val_snr_db], val_scenes),
             "test": SceneDataset(simulator, "test", [val_snr_db], test_scenes),
         }

@@ -1,6 +1,7 @@
 """Builds objects from a configuration, trains and evaluates; besides the command line, all that knows Hydra.
 
-`nodes` and `commands` know configurations alone; `build` makes objects of them, `training` and `evaluation` use these.
+`nodes` and `commands` know configurations alone; `build` and `weights` make objects of them, `training` and
+`evaluation` use these.
 """
 
 from sensing.runs.build import (
@@ -13,7 +14,8 @@ from sensing.runs.build import (
 )
 from sensing.runs.evaluation import evaluate
 from sensing.runs.nodes import make, plain
-from sensing.runs.training import build_trainer, check_resume, train
+from sensing.runs.training import build_trainer, train
+from sensing.runs.weights import check_resume, start_from
 
 __all__ = [
     "Builder",
@@ -27,5 +29,6 @@ __all__ = [
     "evaluate",
     "make",
     "plain",
+    "start_from",
     "train",
 ]

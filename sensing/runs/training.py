@@ -4,20 +4,21 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from sensing.about import SCENE_KEYS, about_training
-from sensing.errors import CheckpointError, ConfigError
+from sensing.errors import ConfigError
 from sensing.preflight import check_training
 from sensing.runs.build import build_simulator
 from sensing.runs.commands import evaluate_command, own_command
 from sensing.runs.nodes import make, plain, set_threads
+from sensing.runs.weights import check_resume, start_from
 
 
 def train(config: DictConfig) -> float:
@@ -43,11 +44,15 @@ def train(config: DictConfig) -> float:
     data = make(config.data, "data", **scenes)
     law = SCENE_KEYS if scenes else ("drops",)
     trained_on = {key: settings[key] for key in (*law, "data", "seed")}
+    if settings["init_from"] is not None:
+        trained_on["init_from"] = Path(settings["init_from"]).name
     learner_class = get_class(settings["learner"])
     learner = learner_class(settings["estimator"], settings["loss"], settings["optimizer"], trained_on)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise ConfigError("estimator must have something to learn (try estimator=unfolded), got no learnable parameter")
     learner.build_optimizer()  # its mistakes show now, not after the test of the untrained estimator
+    if settings["init_from"] is not None:
+        start_from(settings["init_from"], learner)
     if settings["ckpt_path"] is not None:
         check_resume(settings["ckpt_path"], learner)
     trainer = build_trainer(config)
@@ -62,7 +67,7 @@ def train(config: DictConfig) -> float:
     chosen = trainer.validate(learner, data, ckpt_path=best, verbose=False)[0]
     after = trainer.test(learner, data, verbose=False)[0]
     if trainer.is_global_zero:
-        print_comparison(before, after)
+        print_comparison(before, after, "untrained" if settings["init_from"] is None else "before")
         if settings["export"] is not None:
             learner.export(settings["export"], **about_training(settings, own_command("train")))
             print(f"exported: {settings['export']}")
@@ -84,28 +89,10 @@ def build_trainer(config: DictConfig) -> Any:
     return make(trainer, "trainer", callbacks=callbacks, logger=loggers or False)
 
 
-def check_resume(path: str, learner: torch.nn.Module) -> None:
-    """Raise CheckpointError unless the file is a checkpoint of a model with the same parameters."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # whatever torch raises, depending on what is broken
-        raise CheckpointError(
-            f"ckpt_path must be a checkpoint of train.py, got {path}: {type(error).__name__}: {error}"
-        ) from error
-    wanted = {name: list(value.shape) for name, value in learner.state_dict().items()}
-    found = {name: list(value.shape) for name, value in state.items()}
-    if found != wanted:
-        name = next(key for key in [*wanted, *found] if wanted.get(key) != found.get(key))
-        raise CheckpointError(
-            f"ckpt_path must belong to the configured estimator: {name} is {wanted.get(name, 'absent')} there, "
-            f"got {found.get(name, 'absent')} in {path}"
-        )
-
-
-def print_comparison(before: Mapping[str, float], after: Mapping[str, float]) -> None:
-    """Print the test metrics of the untrained and of the trained estimator, side by side."""
-    table = Table(title="test scenes, untrained against trained", title_justify="left")
-    for head in ("metric", "untrained", "trained"):
+def print_comparison(before: Mapping[str, float], after: Mapping[str, float], start: str = "untrained") -> None:
+    """Print the test metrics before and after training, side by side; `start` names the column before it."""
+    table = Table(title=f"test scenes, {start} against trained", title_justify="left")
+    for head in ("metric", start, "trained"):
         table.add_column(head, justify="left" if head == "metric" else "right")
     for name, value in after.items():
         table.add_row(name, f"{before.get(name, float('nan')):.4g}", f"{value:.4g}")

@@ -1,0 +1,63 @@
+"""Weights with which a training starts: a run that is resumed, or others that are fine-tuned."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sensing.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from sensing.learning.module import TrainedModule  # pulls lightning, which takes seconds to import
+
+log = logging.getLogger(__name__)
+
+
+def check_resume(path: str, learner: torch.nn.Module) -> None:
+    """Raise CheckpointError unless the file is a checkpoint of a model with the same parameters."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # whatever torch raises, depending on what is broken
+        raise CheckpointError(
+            f"ckpt_path must be a checkpoint of train.py, got {path}: {type(error).__name__}: {error}"
+        ) from error
+    _check_same("ckpt_path", path, state, learner.state_dict())
+
+
+def start_from(name: str | Path, learner: "TrainedModule") -> list[str]:
+    """Copy trained weights into a learner.
+
+    What the learner has and the weights have not starts neutral, so that a correction can be added to a trained
+    estimator; what they have and the learner has not is refused.
+
+    Args:
+        name: a checkpoint of train.py, weights that it exported, or the name of shipped ones.
+        learner: where they go.
+
+    Returns:
+        Names of the parameters that start neutral.
+
+    Raises:
+        CheckpointError: the weights are unreadable, of another learner or another architecture.
+    """
+    state, own = type(learner).load(name).state_dict(), learner.state_dict()
+    neutral = [each for each in own if each not in state]
+    _check_same("init_from", name, state, {each: value for each, value in own.items() if each in state})
+    learner.load_state_dict(state, strict=False)
+    if neutral:
+        log.info("not in %s, hence neutral at the start: %s", name, ", ".join(neutral))
+    return neutral
+
+
+def _check_same(key: str, path: str | Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError naming the first tensor that is absent or has another shape."""
+    there, here = ({name: list(value.shape) for name, value in each.items()} for each in (found, wanted))
+    if there != here:
+        name = next(each for each in [*here, *there] if here.get(each) != there.get(each))
+        raise CheckpointError(
+            f"{key} must belong to the configured estimator: {name} is {here.get(name, 'absent')} there, "
+            f"got {there.get(name, 'absent')} in {path}"
+        )
