@@ -9,9 +9,10 @@ from sensing.data.drops import DropDataModule
 from sensing.errors import CheckpointError, ConfigError, DomainError
 from sensing.evaluation.fusion import fusion
 from sensing.fusion.domain import box, hexagon
-from sensing.fusion.learned import FusionFlag, LearnedFusion
+from sensing.fusion.learned import LearnedFusion
 from sensing.fusion.measurements import MODALITIES, StationMeasurements
 from sensing.fusion.methods import Pooling, fuse
+from sensing.fusion.modes import FusionFlag
 from sensing.fusion.network import NeutralNetwork
 from sensing.fusion.solve import solve_position
 from sensing.fusion.start import start_position
@@ -62,15 +63,20 @@ def without(measured, station, *names):
 @pytest.mark.parametrize("stations", [2, 3, 5])
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_untrained_it_is_equal_weights_to_the_last_bit(modality, stations):
-    measured = drops(stations=stations).measured.only(modality)
+    measured = drops(20, stations=stations).measured.only(modality)
     net = LearnedFusion(layers=2, steps=3)
     fused = net(measured, DOMAIN)
     equal = measured.members.double().unflatten(-1, (2, stations))
-    wanted = solve_position(start_position(measured, DOMAIN).position, measured, equal, None, DOMAIN.unknown, 9)
-    assert torch.equal(fused.position, wanted.position)
+    wanted = solve_position(start_position(measured, DOMAIN), measured, equal, None, DOMAIN.unknown, 9)
+    inside = DOMAIN.contains(wanted.position) & (fused.flags & FusionFlag.NOT_CONVERGED == 0)
+    assert inside.sum() >= 10
+    assert torch.equal(fused.position[inside], wanted.position[inside])
+    assert torch.equal(fused.flags & FusionFlag.OUTSIDE == 0, DOMAIN.contains(wanted.position))
     assert torch.equal(fused.weight, equal)
     assert (fused.bias_m == 0).all()
-    assert torch.allclose(fused.covariance @ wanted.information, torch.eye(2, dtype=DOUBLE), atol=1e-9)
+    there = solve_position(fused.position, measured, equal, None, DOMAIN.unknown, 1).information
+    product = fused.covariance[inside] @ there[inside]
+    assert torch.allclose(product, torch.eye(2, dtype=DOUBLE).expand_as(product), atol=1e-9)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -163,28 +169,15 @@ def test_gradients_against_finite_differences():
 @pytest.mark.parametrize("stations", [2, 3, 5])
 def test_start_is_exact_without_noise(modality, stations):
     task = exact(stations)
-    begun = start_position(task.measured.only(modality), DOMAIN)
-    error = (begun.position - task.position).norm(dim=-1)
-    if modality == "toa" and stations == 2:
-        other = (begun.mirror - task.position).norm(dim=-1)
-        assert begun.ambiguous.all()
-        assert (torch.minimum(error, other) < 1e-4).all()
+    error = (start_position(task.measured.only(modality), DOMAIN) - task.position).norm(dim=-1)
+    if modality == "toa" and stations == 2:  # one of two crossings
         one, two = (torch.tensor(each[:2], dtype=DOUBLE) for each in STATIONS[:2])
         across = torch.tensor([-(two - one)[1], (two - one)[0]], dtype=DOUBLE) / (two - one).norm()
-        height = (task.position[:, :2] - one) @ across
-        assert torch.allclose(torch.maximum(error, other), 2 * height.abs(), atol=1e-4)
+        apart = 2 * ((task.position[:, :2] - one) @ across).abs()
+        assert torch.minimum(error, (error - apart).abs()).max() < 1e-4
+        assert (error < 1e-4).any()
     else:
         assert (error < 1e-4).all()
-        assert not begun.ambiguous.any()
-
-
-def test_two_stations_with_ranges_report_both_modes():
-    task = exact(2)
-    fused = LearnedFusion()(task.measured.only("toa")._replace(range_std=torch.ones(20, 2, dtype=DOUBLE)), DOMAIN)
-    error = torch.stack([(each - task.position).norm(dim=-1) for each in (fused.position, fused.mirror)])
-    assert (error.amin(0) < 1e-4).all()
-    assert (error.amax(0) > 1.0).all()
-    assert (fused.flags & FusionFlag.MIRROR > 0).all()
 
 
 def test_where_the_cavity_is_open_nothing_is_corrected():

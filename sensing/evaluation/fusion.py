@@ -148,10 +148,10 @@ def law_of(drops: Drops, sampler: DropSampler, case: Case) -> Law:
 
 def best_range_factor(measured: StationMeasurements, position: Tensor, pooling: Pooling) -> float:
     """The range weight with the least 90 % error on drops with known positions, started at these."""
-    start = solve(equal_weights(measured), position, measured, pooling.domain)
+    start = solve(equal_weights(measured), position, measured, pooling.domain).position
 
     def error(factor: float) -> float:
-        place = solve(fixed_range_weight(measured, factor), start, measured, pooling.domain)
+        place = solve(fixed_range_weight(measured, factor), start, measured, pooling.domain).position
         return float((place - position).norm(dim=-1).quantile(0.9))
 
     return min(FACTORS, key=error)

@@ -7,9 +7,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sensing.errors import ConfigError
+from sensing.errors import ConfigError, DomainError
 
 MOST_CELLS = 5_000_000
+
+
+MISALIGNED = 1e-6
+"""Share of a cell by which a centre may be off the grid of all others."""
+
+
+class Lattice(NamedTuple):
+    """The grid that the cells of a domain are part of: tells at once whether a position is in one of them."""
+
+    lower: Tensor  # [n] corner of the grid, over the unknown coordinates [m]
+    cell: Tensor  # [n] [m]
+    filled: Tensor  # [...] bool, one axis per unknown coordinate
+    unknown: list[int]
+
+    def contains(self, position: Tensor) -> Tensor:
+        """Whether positions [* xyz] lie in a cell, [*] bool."""
+        size = torch.tensor(self.filled.shape, device=position.device)
+        index = ((position[..., self.unknown] - self.lower) / self.cell).floor()
+        within = ((index >= 0) & (index < size)).all(-1)
+        index = torch.where(within[..., None], index, 0.0).long()
+        return within & self.filled[index.unbind(-1)]
 
 
 class Domain(NamedTuple):
@@ -23,15 +44,43 @@ class Domain(NamedTuple):
         """Logarithm of a cell's area or volume, [] over the unknown coordinates."""
         return self.cell[self.cell > 0].log().sum()
 
-    def contains(self, position: Tensor) -> Tensor:
-        """Whether positions [* xyz] lie in a cell, [*] bool."""
-        off = (position[..., None, :] - self.points)[..., self.unknown].abs()
-        return (off <= 0.5 * self.cell[self.unknown]).all(-1).any(-1)
-
     @property
     def unknown(self) -> list[int]:
         """Coordinates that are not known."""
         return self.cell.nonzero()[:, 0].tolist()
+
+    @property
+    def place(self) -> Tensor:
+        """Place of each cell in their common grid, [cell n] int64 over the unknown coordinates.
+
+        Raises:
+            DomainError: the cells are not part of one grid.
+        """
+        points = self.points[:, self.unknown]
+        ratio = (points - points.amin(0)) / self.cell[self.unknown]
+        index = ratio.round()
+        off = float((ratio - index).abs().max())
+        if not off <= MISALIGNED:
+            raise DomainError(f"the cells of a domain must be part of one grid, got one {off:.2g} of a cell off it")
+        return index.long()
+
+    def lattice(self) -> Lattice:
+        """The cells as entries of their grid."""
+        unknown, index = self.unknown, self.place
+        cell = self.cell[unknown]
+        filled = torch.zeros((index.amax(0) + 1).tolist(), dtype=torch.bool, device=index.device)
+        filled[index.unbind(-1)] = True
+        return Lattice(self.points[:, unknown].amin(0) - 0.5 * cell, cell, filled, unknown)
+
+    def contains(self, position: Tensor) -> Tensor:
+        """Whether positions [* xyz] lie in a cell, [*] bool."""
+        return self.lattice().contains(position)
+
+    def thinned(self, most: int) -> tuple[Tensor, int]:
+        """About `most` centres spread evenly, or all if fewer: [point xyz], and their distance in cells."""
+        stride = max(1, math.ceil((len(self.points) / most) ** (1.0 / len(self.unknown))))
+        kept = (self.place % stride == 0).all(-1)
+        return (self.points[kept], stride) if bool(kept.any()) else (self.points, 1)
 
 
 def box(lower: Sequence[float], upper: Sequence[float], spacing_m: float = 1.0) -> Domain:

@@ -12,7 +12,6 @@ as messages, pooled by mean and maximum, so that neither the order nor the numbe
 zero: all weights one, all corrections zero, and the position that of `solve_position` with equal weights.
 """
 
-from enum import IntFlag
 from typing import NamedTuple
 
 import torch
@@ -20,30 +19,13 @@ from torch import Tensor, nn
 
 from sensing.fusion.domain import Domain
 from sensing.fusion.measurements import StationMeasurements
+from sensing.fusion.modes import OPEN, judged
 from sensing.fusion.network import NeutralNetwork, bounded_factor
 from sensing.fusion.solve import DAMPING, Solution, normal_equations, solve_position
 from sensing.fusion.start import start_position
 
 FAINT = 100.0
 """Deviation of a cavity, in deviations of the range, from which on it tells too little to correct anything by."""
-
-OPEN = 1e-9
-"""Ratio of the information's eigenvalues below which a coordinate is open."""
-
-CONTRADICTION = 25.0
-"""Mean squared residual of the members, in their weighted variances, above which they contradict each other."""
-
-LONE = 0.999
-"""Share of the information that makes a single member the only one that counts."""
-
-
-class FusionFlag(IntFlag):
-    """What a user of a fused position must know."""
-
-    MIRROR = 1  # the mirror image fits as well
-    OPEN = 2  # a coordinate is not determined
-    CONTRADICTORY = 4  # residuals far beyond the weighted deviations
-    LONE_MEMBER = 8  # one member has all the weight
 
 
 class FusedPosition(NamedTuple):
@@ -54,7 +36,7 @@ class FusedPosition(NamedTuple):
     weight: Tensor  # [* 2 bs] of ranges and directions, not normalised; 0: not measured
     bias_m: Tensor  # [* bs] taken off the ranges [m]
     mirror: Tensor  # [* xyz] second mode where flagged, else the position [m]
-    flags: Tensor  # [*] int64, of FusionFlag
+    flags: Tensor  # [*] int64, of `sensing.fusion.modes.FusionFlag`
 
 
 class SiteNetwork(NeutralNetwork):
@@ -121,21 +103,18 @@ class LearnedFusion(nn.Module):
             start: [* xyz] of the position layer [m]; None: from the measurements.
 
         Returns:
-            The position; differentiable in the network and in the measurements.
+            The position, inside the domain; differentiable in the network and in the measurements, except where the
+            most likely position lies outside.
 
         Raises:
             ShapeError: an axis does not fit.
             DomainError: a measurement is not finite, out of its range, or missing altogether.
         """
-        begun = start_position(measured.validate(), domain)
-        *_, last = self.iterates(measured, domain, begun.position if start is None else start)
-        solution, weight, bias = last
-        mirror = solution.position
-        ambiguous = begun.ambiguous if start is None else torch.zeros_like(begun.ambiguous)
-        if bool(ambiguous.any()):
-            *_, other = self.iterates(measured, domain, begun.mirror)
-            mirror = torch.where(ambiguous[..., None], other[0].position, mirror)
-        return _fused(solution, weight, bias, mirror, ambiguous, measured)
+        begun = start_position(measured.validate(), domain) if start is None else start
+        *_, (solution, weight, bias) = self.iterates(measured, domain, begun)
+        verdict = judged(solution.position, measured, weight, bias, domain)
+        covariance = _covariance(verdict.information)
+        return FusedPosition(verdict.position, covariance, weight, bias, verdict.mirror, verdict.flags)
 
     def iterates(
         self, measured: StationMeasurements, domain: Domain, start: Tensor
@@ -207,22 +186,10 @@ class LearnedFusion(nn.Module):
         return stacked, normal.unit, residual, spread
 
 
-def _fused(
-    solution: Solution, weight: Tensor, bias: Tensor, mirror: Tensor, ambiguous: Tensor, measured: StationMeasurements
-) -> FusedPosition:
-    """The solution with its covariance and flags."""
-    value, vector = torch.linalg.eigh(solution.information)
+def _covariance(information: Tensor) -> Tensor:
+    """Inverse [* n n], infinite on the diagonal where a coordinate is open."""
+    value, vector = torch.linalg.eigh(information)
     is_open = ~(value[..., 0] > OPEN * value[..., -1])
     safe = torch.where(is_open[..., None], torch.ones_like(value), value)
     covariance = (vector / safe[..., None, :]) @ vector.mT
-    covariance = torch.where(is_open[..., None, None], torch.diag_embed(torch.full_like(value, torch.inf)), covariance)
-    members = measured.members.sum(-1)
-    share = weight.flatten(-2)
-    alone = share.amax(-1) >= LONE * share.sum(-1)
-    flags = (
-        FusionFlag.MIRROR * ambiguous.long()
-        + FusionFlag.OPEN * is_open.long()
-        + FusionFlag.CONTRADICTORY * (2.0 * solution.cost > CONTRADICTION * members).long()
-        + FusionFlag.LONE_MEMBER * alone.long()
-    )
-    return FusedPosition(solution.position, covariance, weight, bias, mirror, flags)
+    return torch.where(is_open[..., None, None], torch.diag_embed(torch.full_like(value, torch.inf)), covariance)

@@ -18,6 +18,7 @@ from sensing.fusion.chernoff import chernoff_weights
 from sensing.fusion.domain import Domain
 from sensing.fusion.learned import LearnedFusion
 from sensing.fusion.measurements import StationMeasurements
+from sensing.fusion.modes import FusionFlag, judged
 from sensing.fusion.rules import (
     best_station,
     covariance_intersection,
@@ -56,11 +57,14 @@ class Pooling(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """Positions and the weights that led to them."""
+    """Positions, the weights that led to them, and what is to be known of them."""
 
-    position: Tensor  # [drop xyz] [m]
-    weight: Tensor | None  # [drop member]; None: the method has none
-    converged: Tensor | None = None  # [drop] bool, of iterative weights
+    position: Tensor  # [drop xyz] in the domain [m]
+    weight: Tensor | None = None  # [drop member]; None: the method has none
+    mirror: Tensor | None = None  # [drop xyz] second mode where flagged, else the position [m]
+    flags: Tensor | None = None  # [drop] int64, of `sensing.fusion.modes.FusionFlag`; None: no pool
+    log_z: Tensor | None = None  # [drop] of optimal weights; the generalised Chernoff information is its negative
+    iterations: Tensor | None = None  # [drop] int64 passes over the samples, of optimal weights
 
 
 def check_methods(names: Sequence[str]) -> list[str]:
@@ -91,48 +95,75 @@ def fuse(
         The positions by method.
     """
     check_methods(names)
-    samples = draw_samples(measured, pooling.domain, pooling.num_samples, generator, pooling.proposal)
-    weight = equal_weights(measured)
-    equal = Fused(_position(weight, samples, measured, pooling), weight)
+    samples = draw_samples(measured.validate(), pooling.domain, pooling.num_samples, generator, pooling.proposal)
+    equal = _sampled(equal_weights(measured), samples, measured, pooling)
     found: dict[str, Fused] = {}
     for name in names:
         if name == "equal":
             found[name] = equal
         elif name == "optimal":
             best = chernoff_weights(samples.log_density, samples.log_proposal, measured.members)
-            place = _position(best.weight, samples, measured, pooling)
-            found[name] = Fused(place, best.weight, best.converged)
+            fused = _sampled(best.weight, samples, measured, pooling, best.converged)
+            found[name] = fused._replace(log_z=best.log_z, iterations=best.iterations)
         elif name in LEARNED:
             if name not in pooling.networks:
                 raise ConfigError(f"{name} needs its network, got networks of {sorted(pooling.networks)}")
             with torch.no_grad():
-                fused = pooling.networks[name](measured, pooling.domain)
-            found[name] = Fused(fused.position, fused.weight.flatten(-2))
+                learned = pooling.networks[name](measured, pooling.domain)
+            found[name] = Fused(learned.position, learned.weight.flatten(-2), learned.mirror, learned.flags)
         elif name == "bayes":
             if law is None:
                 raise ConfigError("bayes needs the law of the measurements, got None")
-            found[name] = Fused(posterior(measured, pooling.domain, law).mean, None)
+            found[name] = Fused(posterior(measured, pooling.domain, law).mean)
         else:
             weight = _rule(name, pooling)(measured, equal.position, pooling.domain.unknown)
-            found[name] = Fused(solve(weight, equal.position, measured, pooling.domain), weight)
+            found[name] = solve(weight, equal.position, measured, pooling.domain)
     return found
 
 
-def solve(weight: Tensor, start: Tensor, measured: StationMeasurements, domain: Domain) -> Tensor:
-    """Most likely position of a pool near a start, [drop xyz]."""
-    stations = measured.range_m.shape[-1]
-    return solve_position(start, measured, weight.unflatten(-1, (2, stations)), None, domain.unknown).position
+def solve(weight: Tensor, start: Tensor, measured: StationMeasurements, domain: Domain) -> Fused:
+    """Most likely position of a pool near a start, inside the domain; weight [drop member], start [drop xyz]."""
+    relative = _relative(weight)
+    position = solve_position(start, measured, relative, None, domain.unknown).position
+    return _fused(position, weight, relative, measured, domain)
 
 
-def _position(weight: Tensor, samples: Samples, measured: StationMeasurements, pooling: Pooling) -> Tensor:
+def _relative(weight: Tensor) -> Tensor:
+    """Weights [drop 2 bs] over the largest: the member trusted most keeps its deviation."""
+    return (weight / weight.amax(-1, keepdim=True)).unflatten(-1, (2, -1))
+
+
+def _fused(
+    position: Tensor,
+    weight: Tensor,
+    relative: Tensor,
+    measured: StationMeasurements,
+    domain: Domain,
+    sampled: bool = False,
+) -> Fused:
+    """Positions of a pool, judged."""
+    verdict = judged(position, measured, relative, None, domain, sampled)
+    return Fused(verdict.position, weight, verdict.mirror, verdict.flags)
+
+
+def _sampled(
+    weight: Tensor,
+    samples: Samples,
+    measured: StationMeasurements,
+    pooling: Pooling,
+    converged: Tensor | None = None,
+) -> Fused:
     """Equation 14: the sample with the largest pooled density, and from there on uphill."""
     level = torch.einsum("...sm,...m->...s", samples.log_density, weight)
     index = level.argmax(-1)[..., None, None].expand(*level.shape[:-1], 1, 3)
     best = samples.position.gather(-2, index)[..., 0, :]
-    if not pooling.refine:
-        return best
-    refined = solve(weight, best, measured, pooling.domain)
-    return torch.where(pooling.domain.contains(refined)[..., None], refined, best)  # densities end with the domain
+    if pooling.refine:
+        fused = solve(weight, best, measured, pooling.domain)
+    else:
+        fused = _fused(best, weight, _relative(weight), measured, pooling.domain, sampled=True)
+    if converged is None or fused.flags is None:
+        return fused
+    return fused._replace(flags=fused.flags | torch.where(converged, 0, FusionFlag.NOT_CONVERGED))
 
 
 def _rule(name: str, pooling: Pooling) -> Callable[[StationMeasurements, Tensor, list[int]], Tensor]:

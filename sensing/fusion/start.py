@@ -1,11 +1,9 @@
 """Where the position layer starts: closed forms, one for each kind of measurement.
 
 Stations with range and direction: the mean of their own positions. Directions alone: the point nearest to all lines.
-Ranges alone: the crossings of the circles of all pairs, the one that fits all ranges best; its mirror image is
-the second mode that two stations, or stations in a line, cannot tell from it.
+Ranges alone: the crossings of the circles of all pairs, or in space the intersection of the spheres of all stations,
+the one that fits all ranges best; of two that fit alike the one nearer to the domain's centre.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,22 +12,14 @@ from sensing.fusion.domain import Domain
 from sensing.fusion.measurements import StationMeasurements
 
 RIDGE = 1e-12
-"""Relative; parallel lines have no nearest point."""
+"""Relative; parallel lines have no nearest point, stations in a plane none beside it."""
 
 INDISTINCT = 4.5
-"""Half a squared misfit (three deviations): a mirror image that fits no worse than this is a second mode."""
+"""Half a squared misfit (three deviations): what fits no worse than this fits alike."""
 
 
-class Start(NamedTuple):
-    """Start of the position layer."""
-
-    position: Tensor  # [* xyz] [m]
-    mirror: Tensor  # [* xyz] the second mode of ranges alone; elsewhere the position itself [m]
-    ambiguous: Tensor  # [*] bool: there is a second mode
-
-
-def start_position(measured: StationMeasurements, domain: Domain) -> Start:
-    """Start from the measurements of each drop.
+def start_position(measured: StationMeasurements, domain: Domain) -> Tensor:
+    """Start from the measurements of each drop, [* xyz] [m].
 
     Args:
         measured: [* bs].
@@ -37,22 +27,41 @@ def start_position(measured: StationMeasurements, domain: Domain) -> Start:
     """
     has_range, has_angle = torch.isfinite(measured.range_std), torch.isfinite(measured.angle_std)
     both = (has_range & has_angle).any(-1)
-    position, ambiguous = _own_positions(measured, has_range & has_angle), torch.zeros_like(both)
+    position = _own_positions(measured, has_range & has_angle)
     if not bool(both.all()):
         position = torch.where(both[..., None], position, _nearest_to_lines(measured, has_angle, domain))
-    mirror = position
     ranges = ~has_angle.any(-1)
     if bool(ranges.any()):
-        crossing = _crossing(measured, has_range, domain)
-        position = torch.where(ranges[..., None], crossing.position, position)
-        mirror = torch.where(ranges[..., None], crossing.mirror, position)
-        ambiguous = ranges & crossing.ambiguous
-    return Start(_at_height(position, domain), _at_height(mirror, domain), ambiguous)
-
-
-def _at_height(position: Tensor, domain: Domain) -> Tensor:
-    """The position with the known coordinates of the domain."""
+        found = (_spheres if len(domain.unknown) == 3 else _circles)(measured, has_range, domain)
+        position = torch.where(ranges[..., None], found, position)
     return torch.where(domain.cell > 0, position, domain.points[0])
+
+
+def station_plane(position: Tensor, used: Tensor, unknown: list[int]) -> tuple[Tensor, Tensor]:
+    """Plane nearest to the stations that count, within the unknown coordinates (in the plane: a line).
+
+    Ranges to stations in this plane do not change by a reflection in it.
+
+    Args:
+        position: [* bs xyz] [m].
+        used: [* bs] bool.
+        unknown: the n unknown coordinates.
+
+    Returns:
+        Centre [* n] and unit normal [* n].
+    """
+    centre, _, axis, _ = _principal(position, used, unknown)
+    return centre, axis[..., 0]
+
+
+def _principal(position: Tensor, used: Tensor, unknown: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centre [* n], spreads [* n] in rising order, axes [* n axis] and offsets [* bs n] of the stations that count."""
+    place = position[..., unknown].expand(*used.shape, len(unknown))
+    count = used.sum(-1, keepdim=True).clamp_min(1)
+    centre = torch.where(used[..., None], place, 0.0).sum(-2) / count
+    offset = torch.where(used[..., None], place - centre[..., None, :], 0.0)
+    value, axis = torch.linalg.eigh(offset.mT @ offset)
+    return centre, value, axis, offset
 
 
 def _own_positions(measured: StationMeasurements, used: Tensor) -> Tensor:
@@ -79,16 +88,15 @@ def _nearest_to_lines(measured: StationMeasurements, used: Tensor, domain: Domai
     return position
 
 
-def _crossing(measured: StationMeasurements, used: Tensor, domain: Domain) -> Start:
-    """Crossings of the circles around all pairs of stations, at the height of the domain's centre."""
+def _circles(measured: StationMeasurements, used: Tensor, domain: Domain) -> Tensor:
+    """The best crossing of the circles around all pairs of stations, at the height of the domain's centre."""
     centre = domain.points.mean(0)
     bs = measured.bs_position.expand(*measured.range_m.shape, 3)
     level = measured.range_m.square() - (centre[2] - bs[..., 2]).square()
     radius = level.clamp_min(0.0).sqrt()
     first, second = torch.triu_indices(bs.shape[-2], bs.shape[-2], 1)
     if not len(first):
-        nowhere = centre.expand(*radius.shape[:-1], 3)
-        return Start(nowhere, nowhere, torch.zeros_like(used[..., 0]))
+        return centre.expand(*radius.shape[:-1], 3)
     base = (bs[..., second, :] - bs[..., first, :])[..., :2]
     length = torch.linalg.vector_norm(base, dim=-1)
     safe = torch.where(length > 0, length, 1.0)
@@ -99,17 +107,42 @@ def _crossing(measured: StationMeasurements, used: Tensor, domain: Domain) -> St
     foot = bs[..., first, :2] + reach[..., None] * along
     pair = torch.stack([foot + height[..., None] * across, foot - height[..., None] * across], -2)  # [* pair 2 xy]
     pair = torch.cat([pair, centre[2].expand(*pair.shape[:-1], 1)], -1)
-    distance = torch.linalg.vector_norm(pair[..., None, :] - bs[..., None, None, :, :], dim=-1)  # [* pair 2 bs]
-    misfit = (measured.range_m[..., None, None, :] - distance) / measured.range_std[..., None, None, :]
-    cost = torch.where(used[..., None, None, :], 0.5 * misfit.square(), 0.0).sum(-1)
     usable = used[..., first] & used[..., second] & (length > 0)
-    cost = torch.where(usable[..., None], cost, torch.inf)
-    # of two equal costs the one nearer to the centre of the domain
-    away = torch.linalg.vector_norm(pair - centre, dim=-1)
-    order = cost + INDISTINCT * away / away.amax((-2, -1), keepdim=True).clamp_min(torch.finfo(away.dtype).tiny)
-    best = order.flatten(-2).argmin(-1, keepdim=True)
-    flat, costs = pair.flatten(-3, -2), cost.flatten(-2)
-    one, two = (flat.gather(-2, index[..., None].expand(*index.shape, 3))[..., 0, :] for index in (best, best ^ 1))
-    gap = (costs.gather(-1, best ^ 1) - costs.gather(-1, best))[..., 0]
-    apart = torch.linalg.vector_norm(one - two, dim=-1) > 0
-    return Start(one, two, torch.where(torch.isfinite(gap), gap < INDISTINCT, False) & apart)
+    return _best(pair.flatten(-3, -2), usable[..., None].expand(*usable.shape, 2).flatten(-2), measured, used, centre)
+
+
+def _spheres(measured: StationMeasurements, used: Tensor, domain: Domain) -> Tensor:
+    """Intersection of the stations' spheres.
+
+    With stations at a_i from their centre, `2 a_i.q = |a_i|^2 - d_i^2 + |q|^2` is linear but for its last term, which
+    the mean over stations gives. Of the coordinate along their common normal this tells little: three proposals, both
+    roots of `|q|^2` and the linear solution.
+    """
+    unknown = domain.unknown
+    bs, centre = measured.bs_position.expand(*measured.range_m.shape, 3), domain.points.mean(0)
+    middle, value, axis, offset = _principal(bs, used, unknown)
+    count = used.sum(-1, keepdim=True).clamp_min(1)
+    level = torch.where(used, measured.range_m.square() - offset.square().sum(-1), 0.0)
+    mean = level.sum(-1, keepdim=True) / count
+    right = torch.where(used, 0.5 * (mean - level), 0.0)
+    clear = value > RIDGE * value[..., -1:]
+    seen = ((offset @ axis).mT @ right[..., None])[..., 0] / torch.where(clear, value, 1.0)
+    seen = torch.where(clear, seen, 0.0)  # [* axis]
+    height = (mean - seen[..., 1:].square().sum(-1, keepdim=True)).clamp_min(0.0).sqrt()
+    along = torch.stack([height, -height, seen[..., :1]], -2)  # [* proposal 1]
+    q = torch.cat([along, seen[..., None, 1:].expand(*along.shape[:-1], len(unknown) - 1)], -1)
+    place = centre.expand(*q.shape[:-1], 3).clone()
+    place[..., unknown] = middle[..., None, :] + q @ axis.mT
+    return _best(place, torch.ones_like(place[..., 0], dtype=torch.bool), measured, used, centre)
+
+
+def _best(place: Tensor, usable: Tensor, measured: StationMeasurements, used: Tensor, centre: Tensor) -> Tensor:
+    """Of proposals [* proposal xyz] the one that fits all ranges best; of equals the one nearer to the centre."""
+    distance = torch.linalg.vector_norm(place[..., None, :] - measured.bs_position[..., None, :, :], dim=-1)
+    misfit = (measured.range_m[..., None, :] - distance) / measured.range_std[..., None, :]
+    cost = torch.where(used[..., None, :], 0.5 * misfit.square(), 0.0).sum(-1)
+    cost = torch.where(usable, cost, torch.inf)
+    away = torch.linalg.vector_norm(place - centre, dim=-1)
+    order = cost + INDISTINCT * away / away.amax(-1, keepdim=True).clamp_min(torch.finfo(away.dtype).tiny)
+    best = order.argmin(-1)[..., None, None].expand(*order.shape[:-1], 1, 3)
+    return place.gather(-2, best)[..., 0, :]

@@ -40,7 +40,7 @@ class FusionLearner(TrainedModule):
 
     def run(self, task: DropTask) -> list[Solution]:
         """Solutions after each correction."""
-        start = start_position(task.drops.measured, task.domain).position
+        start = start_position(task.drops.measured, task.domain)
         return [each[0] for each in self.fusion.iterates(task.drops.measured, task.domain, start)[1:]]
 
     def training_step(self, task: DropTask, batch_idx: int) -> Tensor:
