@@ -15,6 +15,7 @@ _PUBLIC = {
     "elements": "sensing.arrays",
     "pilot_frequencies": "sensing.ofdm",
     "build_deployment": "sensing.simulation",
+    "Impairments": "sensing.simulation",
     "SceneSampler": "sensing.simulation",
     "Simulator": "sensing.simulation",
     # what travels between modules

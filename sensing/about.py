@@ -16,7 +16,7 @@ from sensing.pretrained.files import read_hyperparameters
 TUNED = ("paper", "paper_nomp", "paper_ideal", "music_ls", "omp", "ols", "em_sbl")
 TUNED_ON = ("hall_hard", "urban")
 """Baselines, and the scenes on whose validation split `benchmarks/tune_baselines.py` chose their settings."""
-SCENE_KEYS = ("scene", "array", "ofdm")
+SCENE_KEYS = ("scene", "array", "ofdm", "impairments")
 """What scenes are made of; a checkpoint records it."""
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,8 @@ def trained_elsewhere(checkpoint: str, config: options.Config) -> str:
     there = f"on scene={trained_on['scene']['name']}"
     if config["data"]["source"] == "file":
         return f"{there}, evaluated on a file"
-    old, new = (_flat({key: each[key] for key in SCENE_KEYS}) for each in (trained_on, config))
+    recorded = [key for key in SCENE_KEYS if key in trained_on]
+    old, new = (_flat({key: each[key] for key in recorded}) for each in (trained_on, config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key != "scene.name")
     if not changed:
         return ""

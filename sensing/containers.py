@@ -37,7 +37,7 @@ class Deployment(NamedTuple):
 
     bs_position: Tensor  # [bs xyz] [m]
     bs_rotation: Tensor  # [bs 3 3] local to global, column 0 is the boresight
-    antenna_local: Tensor  # [ant xyz] element positions in the local frame [m]
+    antenna_local: Tensor  # [ant xyz] element positions in the local frame [m]; [bs ant xyz] in true hardware alone
     pilot_freq: Tensor  # [sc] offsets from the carrier [Hz]
     carrier_hz: Tensor  # [] [Hz]
     clock_offset_std: Tensor  # [] standard deviation of the Gaussian offset prior [s]; inf is a flat prior
@@ -52,7 +52,8 @@ class Deployment(NamedTuple):
     @property
     def antenna_global(self) -> Tensor:
         """Element positions relative to the station in global axes, [bs ant xyz] [m]."""
-        return torch.einsum("qij,mj->qmi", self.bs_rotation, self.antenna_local)
+        layout = "qij,mj->qmi" if self.antenna_local.ndim == 2 else "qij,qmj->qmi"
+        return torch.einsum(layout, self.bs_rotation, self.antenna_local)
 
     @property
     def boresight(self) -> Tensor:
@@ -192,6 +193,12 @@ class Example(NamedTuple):
     observation: Observation
     scene: Scene | None = None
     channel: Tensor | None = None  # [* bs ant sc] noise-free y
+    noise_var: Tensor | None = None  # [* bs] where the observation holds a wrong one; None: it is right
+
+    @property
+    def true_noise_var(self) -> Tensor:
+        """Noise variance of y, [* bs]."""
+        return self.observation.noise_var if self.noise_var is None else self.noise_var
 
 
 class PathEstimates(NamedTuple):

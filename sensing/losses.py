@@ -44,7 +44,7 @@ def channel_term(channel: Tensor, example: Example) -> Tensor:
         raise DomainError("example must hold the true channel and scene for a channel loss, got None")
     error = (channel - example.channel).abs().square().sum((-3, -2, -1))
     paths = example.scene.visible.sum(-1).to(error.dtype)
-    reference = (paths * example.observation.noise_var).sum(-1).clamp_min(torch.finfo(error.dtype).tiny)
+    reference = (paths * example.true_noise_var).sum(-1).clamp_min(torch.finfo(error.dtype).tiny)
     return torch.log1p(error / (4.0 * reference))
 
 

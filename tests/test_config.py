@@ -28,6 +28,7 @@ from sensing.fusion.weights import FusionWeights
 from sensing.inference.iteration import Iteration
 from sensing.inference.unrolled import Unrolled
 from sensing.losses import BoundNormalisedLoss, FusionLoss
+from sensing.simulation import Impairments
 from sensing.simulation.drops import DropSampler
 
 CONF = Path(conf_dir())
@@ -79,8 +80,9 @@ CHOICES = [
             "logger",
             "callbacks",
             "detector",
+            "impairments",
         ),
-        "evaluate": ("scene", "array", "ofdm", "data", "detector"),
+        "evaluate": ("scene", "array", "ofdm", "data", "detector", "impairments"),
     }.items()
     for group in groups
     for option in options_of(group)
@@ -142,6 +144,8 @@ def test_yaml_and_python_have_the_same_defaults():
             train["data"],
             {**defaults(SceneDataModule), "simulator": None, "snr_db": [5, 15], "amplitude": [6.0, 14.0]},
         ),
+        (train["impairments"], defaults(Impairments)),
+        (evaluate["impairments"], defaults(Impairments)),
         (train["loss"], defaults(BoundNormalisedLoss)),
         (train["fusion"]["weights"], defaults(FusionWeights)),
         (fused["estimator"], defaults(LearnedFusion)),

@@ -48,6 +48,7 @@ class GenieLmmse:
             scene.scatterer_position, scene.ue_position, deployment.bs_position, offset_m
         )
         operator = path_operator(range_m, direction, deployment, scene.visible, observation.y.dtype)
-        ridge = observation.noise_var / self.gain_variance
+        assert truth is not None
+        ridge = truth.true_noise_var / self.gain_variance
         gain = regularised_gains(operator, observation.y, ridge[..., None])
         return Estimate(channel=operator.matvec(gain), support=scene.visible.to(ridge.dtype), gain=gain)

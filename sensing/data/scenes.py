@@ -15,13 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sensing.bounds import uplink_bound
-from sensing.channel import channel_response, scene_paths
 from sensing.containers import Deployment, Example, Geometry, Scene, map_tensors, to_device
 from sensing.errors import ConfigError
 from sensing.inference.starts import perturbed_start
 from sensing.simulation import Simulator
 from sensing.simulation.sampler import scene_generator, unit_noise
-from sensing.simulation.uplink import observe
 
 START_STREAM, SNR_STREAM = 2, 3
 
@@ -203,9 +201,9 @@ class SceneDataModule(lightning.LightningDataModule):
     def task(self, draw: Draw, split: str) -> Task:
         """The batch that belongs to drawn scenes of a split."""
         deployment = to_device(self.simulator.deployment, draw.snr_db.device)
-        channel = channel_response(scene_paths(draw.scene, deployment), deployment)
-        example = observe(draw.scene, channel, draw.noise, draw.snr_db)
-        bound = uplink_bound(draw.scene, example.observation.noise_var, deployment)
+        channel = self.simulator.channel(draw.scene, split, draw.index.tolist())
+        example = self.simulator.observe(draw.scene, channel, draw.noise, draw.snr_db)
+        bound = uplink_bound(draw.scene, example.true_noise_var, deployment)
         number = int(draw.index[0]) // self.batch_size
         if split == "train" and self.detected_every and number % self.detected_every == self.detected_every - 1:
             return Task(example, deployment, bound.ue_position_m, None, draw.index, draw.snr_db)

@@ -121,7 +121,7 @@ def bound_scores(example: Example, deployment: Deployment) -> dict[str, dict[str
     bounds = {}
     views = scene.visible.sum(-2)
     for name, plan in (("peb", deployment), ("peb_sync", synchronous(deployment))):
-        bound = uplink_bound(scene, example.observation.noise_var, plan)
+        bound = uplink_bound(scene, example.true_noise_var, plan)
         bounds[name] = {
             "ue_error_m": bound.ue_position_m,
             "clock_offset_error_s": bound.clock_offset_s.square().mean(-1).sqrt(),

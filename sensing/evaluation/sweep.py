@@ -15,7 +15,6 @@ from sensing.evaluation.runner import Runner
 from sensing.evaluation.scores import CUTOFF_M, bound_scores, score
 from sensing.simulation import Simulator
 from sensing.simulation.sampler import unit_noise
-from sensing.simulation.uplink import observe
 
 MAP_SNR_DB = 10.0
 
@@ -80,7 +79,7 @@ def run_sweep(
             unit = unit_noise(drawn.channel.shape[1:], simulator.seed, split, indices).to(device)
             for row, snr in enumerate(points):
                 bar.update(task, description=f"evaluating at {snr:g} dB")
-                example = observe(drawn.scene, drawn.channel, unit, snr)
+                example = simulator.observe(drawn.scene, drawn.channel, unit, snr)
                 for name, values in bound_scores(example, deployment).items():
                     bounds.put(name, row, columns, values)
                 results = runner(example)

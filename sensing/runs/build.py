@@ -40,7 +40,8 @@ def build_simulator(config: DictConfig) -> Simulator:
     drawn = config.scene.true_clock_offset_std_over_bandwidth
     std = None if drawn is None else drawn / _bandwidth(config)
     sampler = make(config.scene.sampler, "scene.sampler", clock_offset_std=std)
-    return Simulator(build_deployment(config), sampler, config.seed)
+    impairments = make(config.impairments, "impairments")
+    return Simulator(build_deployment(config), sampler, config.seed, impairments)
 
 
 def build_simulators(config: DictConfig) -> list[Simulator]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-_SHAPES_THE_SCENE = re.compile(r"(scene\.|array[=.]|ofdm[=.]|detector[=.]|prior[=.]|noise=)")
+_SHAPES_THE_SCENE = re.compile(r"(scene\.|impairments[=.]|array[=.]|ofdm[=.]|detector[=.]|prior[=.]|noise=)")
 """Overrides of train.py that evaluate.py needs too, beside the choice of the scene."""
 
 

@@ -16,6 +16,7 @@ from sensing.containers import Deployment, Scene
 from sensing.errors import ConfigError
 
 SPLITS = {"train": 0, "val": 1, "test": 2, "sample": 3}
+_HARDWARE = 4  # stands where scenes have their split
 _NOISE_STREAM = 1
 
 
@@ -25,7 +26,16 @@ def scene_generator(seed: int, split: str, index: int, stream: int = 0) -> np.ra
         raise ConfigError(f"split must be one of {sorted(SPLITS)}, got {split!r}")
     if seed < 0 or index < 0:
         raise ConfigError(f"seed and scene index must be >= 0, got seed={seed}, index={index}")
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SPLITS[split], index, stream))))
+    return _generator(seed, SPLITS[split], index, stream)
+
+
+def hardware_generator(seed: int, station: int, stream: int = 0) -> np.random.Generator:
+    """The generator of a station's errors, whatever the scene and split; `stream` separates kinds of errors."""
+    return _generator(seed, _HARDWARE, station, stream)
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 class SceneSampler:
