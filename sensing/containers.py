@@ -193,7 +193,7 @@ class Example(NamedTuple):
     observation: Observation
     scene: Scene | None = None
     channel: Tensor | None = None  # [* bs ant sc] noise-free y
-    noise_var: Tensor | None = None  # [* bs] where the observation holds a wrong one; None: it is right
+    noise_var: Tensor | None = None  # [* bs] the true one; None: the observation's is true
 
     @property
     def true_noise_var(self) -> Tensor:

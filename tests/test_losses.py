@@ -66,6 +66,7 @@ def test_scale_of_the_observation_does_not_matter(example):
     scaled = example._replace(
         observation=example.observation._replace(noise_var=1e-10 * example.observation.noise_var),
         channel=1e-5 * example.channel,
+        noise_var=1e-10 * example.true_noise_var,
     )
     guess = 0.9 * example.channel
     assert torch.allclose(channel_term(1e-5 * guess, scaled), channel_term(guess, example))

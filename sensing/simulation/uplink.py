@@ -111,4 +111,4 @@ class Simulator:
         nominal, factor = noise_variance(channel, snr_db), self.hardware.noise_factor
         true = nominal if factor is None else nominal * factor.to(nominal)
         observation = Observation(channel + true.sqrt()[..., None, None] * noise, nominal)
-        return Example(observation, scene, channel, None if factor is None else true)
+        return Example(observation, scene, channel, true)
