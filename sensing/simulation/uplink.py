@@ -100,15 +100,22 @@ class Simulator:
         return self.observe(scene, channel, noise, snr_db)
 
     def observe(self, scene: Scene, channel: Tensor, noise: Tensor, snr_db: Tensor | float) -> Example:
-        """Add unit noise, scaled to an SNR and to the stations' true noise, to a channel.
+        """As the function `observe`, with the true noise of these stations."""
+        return observe(scene, channel, noise, snr_db, self.hardware.noise_factor)
 
-        Args:
-            scene: the truth, carried along.
-            channel: [* bs ant sc].
-            noise: [* bs ant sc] CN(0, 1).
-            snr_db: [*] or a number, of the nominal noise [dB].
-        """
-        nominal, factor = noise_variance(channel, snr_db), self.hardware.noise_factor
-        true = nominal if factor is None else nominal * factor.to(nominal)
-        observation = Observation(channel + true.sqrt()[..., None, None] * noise, nominal)
-        return Example(observation, scene, channel, true)
+
+def observe(
+    scene: Scene, channel: Tensor, noise: Tensor, snr_db: Tensor | float, noise_factor: Tensor | None = None
+) -> Example:
+    """Add unit noise, scaled to an SNR, to a channel.
+
+    Args:
+        scene: the truth, carried along.
+        channel: [* bs ant sc].
+        noise: [* bs ant sc] CN(0, 1).
+        snr_db: [*] or a number, of the nominal noise, which is the one that the observation tells [dB].
+        noise_factor: [bs] true noise variance over the nominal one; one when None.
+    """
+    nominal = noise_variance(channel, snr_db)
+    true = nominal if noise_factor is None else nominal * noise_factor.to(nominal)
+    return Example(Observation(channel + true.sqrt()[..., None, None] * noise, nominal), scene, channel, true)
