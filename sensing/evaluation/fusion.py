@@ -90,7 +90,7 @@ def fusion(
     for name, value in (("num_drops", num_drops), ("tuning_drops", tuning_drops), ("batch_size", batch_size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
-    networks = _networks(build, methods, checkpoints or {})
+    networks = load_networks(build, methods, checkpoints or {})
     pooling = Pooling(sampler.domain, num_samples, proposal, refine, networks=networks)
     drops, tuning = sampler.sample(seed, "test", range(num_drops)), sampler.sample(seed, "val", range(tuning_drops))
     found = []
@@ -157,7 +157,9 @@ def best_range_factor(measured: StationMeasurements, position: Tensor, pooling: 
     return min(FACTORS, key=error)
 
 
-def _networks(build: Build, methods: Sequence[str], checkpoints: Mapping[str, str | None]) -> dict[str, LearnedFusion]:
+def load_networks(
+    build: Build, methods: Sequence[str], checkpoints: Mapping[str, str | None]
+) -> dict[str, LearnedFusion]:
     """The learned methods' networks, each of a checkpoint made for it."""
     networks = {}
     for name in LEARNED:

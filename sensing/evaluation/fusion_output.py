@@ -42,6 +42,21 @@ def write_fusion(
     found: Sequence["FusionErrors"], folder: Path, settings: str, command: str, notes: Mapping[str, str] | None
 ) -> None:
     """Write fusion.csv, results.csv (with intervals), errors.npz, the figure and report.html; print the 90 % errors."""
+    rows, picture = write_errors(found, folder)
+    drops = len(next(iter(found[0].error_m.values())))
+    facts = {"command": command, "drops": str(drops), **(notes or {})}
+    write_page(
+        folder / "report.html", "fusion.html", "Fusion", facts, [("error_cdf", picture, CAPTION)], settings,
+        heads=HEADS, rows=rows,
+    )  # fmt: skip
+
+
+def write_errors(found: Sequence["FusionErrors"], folder: Path) -> tuple[list[list[str]], Path]:
+    """Write fusion.csv, results.csv, errors.npz and the figure; print the 90 % errors.
+
+    Returns:
+        The rows of results.csv, and the figure's path.
+    """
     rows = [row for each in found for row in _rows(each)]
     short = [
         (method, modality, count, quantile, f"{error.value:.6g}", error.num_scenes)
@@ -60,13 +75,8 @@ def write_fusion(
     picture = folder / "figures" / "error_cdf.png"
     with atomic_path(picture) as temporary:
         draw(found).savefig(temporary, format="png")
-    drops = len(next(iter(found[0].error_m.values())))
-    facts = {"command": command, "drops": str(drops), **(notes or {})}
-    write_page(
-        folder / "report.html", "fusion.html", "Fusion", facts, [("error_cdf", picture, CAPTION)], settings,
-        heads=HEADS, rows=[[str(cell) for cell in row] for row in full],
-    )  # fmt: skip
     _print(found)
+    return [[str(cell) for cell in row] for row in full], picture
 
 
 def draw(found: Sequence["FusionErrors"]) -> Figure:

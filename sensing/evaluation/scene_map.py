@@ -68,7 +68,7 @@ def _estimate(axes: Axes, estimate: Estimate, name: str, color: str) -> None:
     user = estimate.ue_position[:2].numpy()
     axes.plot(*user[:, None], "+", color=color, markersize=13, markeredgewidth=2.2, label=f"{name}: user", zorder=6)
     if estimate.covariance is not None:
-        _ellipse(axes, user, estimate.covariance[:2, :2], color)
+        ellipse(axes, user, estimate.covariance[:2, :2], color)
     if estimate.scatterer_position is not None:
         nodes = estimate.scatterer_position[:, :2]
         mask = torch.ones(len(nodes), dtype=torch.bool) if estimate.scatterer_mask is None else estimate.scatterer_mask
@@ -78,7 +78,7 @@ def _estimate(axes: Axes, estimate: Estimate, name: str, color: str) -> None:
             )
 
 
-def _ellipse(axes: Axes, centre: np.ndarray, covariance: Tensor, color: str) -> None:
+def ellipse(axes: Axes, centre: np.ndarray, covariance: Tensor, color: str) -> None:
     """95 % ellipse of a plane Gaussian; none where the covariance is not finite."""
     if not bool(torch.isfinite(covariance).all()):
         return
