@@ -172,7 +172,7 @@ def _fused(drop: StationDrop, options: _Options) -> dict[str, DropResult]:
     if not bool(measured.members.any()):
         return {name: DropResult(None, None, None, ("no_measurement",)) for name in options.methods}
     words = ("one_station",) if drop.num_stations == 1 else ()
-    generator = torch.Generator().manual_seed((options.seed << 32) + zlib.crc32(drop.name.encode()))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{options.seed} {drop.name}".encode()))  # 32 bits are read
     pooled = dict.fromkeys(["equal", *(name for name in options.methods if name != "bayes")])
     fused = fuse(list(pooled), measured, options.pooling, generator)
     results = {name: _result(name, each, measured, domain.unknown, words) for name, each in fused.items()}

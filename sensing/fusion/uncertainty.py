@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from sensing.fusion.measurements import StationMeasurements
+from sensing.fusion.modes import OPEN
 from sensing.fusion.solve import normal_equations
-
-OPEN = 1e-9
-"""Ratio of the information's eigenvalues below which a coordinate is open."""
 
 
 def pool_covariance(
