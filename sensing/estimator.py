@@ -20,6 +20,7 @@ from sensing.coarse.user_search import user_box
 from sensing.containers import Deployment, Estimate, Example, Flag, Geometry, Observation, PathEstimates, in_double
 from sensing.errors import ConfigError, ShapeError
 from sensing.fusion.weights import FusionWeights
+from sensing.inference.calibration import ArrayCalibration
 from sensing.inference.iteration import select
 from sensing.inference.outcome import free_positions, to_estimate
 from sensing.inference.unrolled import Refined, Unrolled
@@ -70,6 +71,8 @@ class LocationEstimator(nn.Module):
         noise: noise variance of its own front end, `known` or `estimated`; paths of the caller come with theirs.
         joint_false_alarm: paths per scene that noise alone may add where weak paths of a station are looked for in
             the directions of the others (`coarse.joint_detection`); 0: not done.
+        calibration: gain and phase of every element; the array is ideal when None. With one the estimator finds its
+            own paths, in the calibrated observation.
 
     Raises:
         ConfigError: a share outside its range.
@@ -85,6 +88,7 @@ class LocationEstimator(nn.Module):
         name: str = "classical",
         noise: str = "known",
         joint_false_alarm: float = 0.05,
+        calibration: ArrayCalibration | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= joint_false_alarm < 1.0:
@@ -94,6 +98,12 @@ class LocationEstimator(nn.Module):
         self.detector = PathDetector() if detector is None else detector
         self.localizer = CoarseLocalizer() if localizer is None else localizer
         self.unrolled = Unrolled() if unrolled is None else unrolled
+        self.calibration = calibration
+
+    @property
+    def front_end(self) -> str | None:
+        """Name of the front end whose paths it takes."""
+        return "nomp" if self.calibration is None else None
 
     def forward(
         self,
@@ -106,10 +116,14 @@ class LocationEstimator(nn.Module):
 
         Raises:
             ShapeError, DomainError: observation or paths do not fit the deployment or are not finite.
+            ConfigError: paths of an observation that has yet to be calibrated.
         """
+        if paths is not None and self.calibration is not None:
+            raise ConfigError("an estimator with a calibration finds its own paths, got paths")
         check_batch(observation, deployment, paths, paths is not None or self.noise == "known")
         deployment = in_double(deployment)
         paths = None if paths is None else in_double(paths)
+        observation = self.calibrated(observation)
         if paths is None:
             with torch.no_grad():
                 observation, paths = self.detect(observation, deployment)
@@ -121,7 +135,16 @@ class LocationEstimator(nn.Module):
         flags = coarse.flags | torch.where(lost, Flag.DIVERGED, 0)
         assert estimate.covariance is not None
         covariance = doubtful_covariance(estimate.covariance, flags, coarse, deployment)
-        return estimate._replace(covariance=covariance, cost_per_dof=coarse.cost_per_dof, flags=flags)
+        channel = self.observed(estimate.channel)
+        return estimate._replace(channel=channel, covariance=covariance, cost_per_dof=coarse.cost_per_dof, flags=flags)
+
+    def calibrated(self, observation: Observation) -> Observation:
+        """The observation as ideal arrays would have made it."""
+        return observation if self.calibration is None else self.calibration(observation)
+
+    def observed(self, channel: Tensor) -> Tensor:
+        """A channel [* bs ant sc] as the uncalibrated arrays see it."""
+        return channel if self.calibration is None else self.calibration.observed(channel)
 
     def detect(self, observation: Observation, deployment: Deployment) -> tuple[Observation, PathEstimates]:
         """Paths of all stations, and the observation with the noise variance that they were detected with."""
@@ -252,6 +275,7 @@ def build_estimator(
     name: str = "classical",
     noise: str = "known",
     joint_false_alarm: float = 0.05,
+    calibration: Mapping[str, Any] | None = None,
 ) -> LocationEstimator:
     """Estimator from plain settings, the form in which a checkpoint stores them.
 
@@ -263,6 +287,7 @@ def build_estimator(
         name: label in tables.
         noise: `known` or `estimated` noise variance where the caller brings no paths.
         joint_false_alarm: see `LocationEstimator`.
+        calibration: arguments of `ArrayCalibration`; ideal arrays when None.
 
     Raises:
         ConfigError: an argument that the part does not know, or a value that it refuses.
@@ -279,6 +304,7 @@ def build_estimator(
         name,
         noise,
         joint_false_alarm,
+        None if calibration is None else _part("calibration", ArrayCalibration, calibration),
     )
 
 

@@ -11,8 +11,10 @@ from sensing.pretrained import SUFFIX
 
 FUSION = "sensing.fusion.learned.LearnedFusion"
 NOISE = ["known", "estimated"]
+SCENE_MEASURES = ["loss", "error_over_peb_rms", "error_over_peb_median", "error_m_rms", "nmse_db"]
 MEASURES = {
-    "sensing.learning.Learner": ["loss", "error_over_peb_rms", "error_over_peb_median", "error_m_rms", "nmse_db"],
+    "sensing.learning.Learner": SCENE_MEASURES,
+    "sensing.learning.CalibrationLearner": SCENE_MEASURES,
     "sensing.learning.FusionLearner": ["loss", "error_m_rms", "error_m_50", "error_m_80", "error_m_90"],
 }
 """What each learner logs and a sweep may minimise."""
@@ -61,13 +63,14 @@ def check_training(config: options.Config) -> None:
     options.integer(config, "seed", low=0)
     learner = options.choice(config, "learner", list(MEASURES))
     options.choice(config, "objective", [f"val/{name}" for name in MEASURES[learner]])
-    if learner == "sensing.learning.Learner":
+    if learner != "sensing.learning.FusionLearner":
         _check_scene_training(config)
     elif (got := options.lookup(config, "estimator._target_")) != FUSION or "sampler" not in config["data"]:
         raise ConfigError(f"estimator and data must be fusion and drops (experiment=fusion_train), got {got}")
     options.integer(config, "trainer.max_epochs", low=-1)
     options.integer(config, "data.batch_size", low=1)
-    options.positive(config, "optimizer.lr")
+    if learner != "sensing.learning.CalibrationLearner":
+        options.positive(config, "optimizer.lr")
     options.choice(config, "trainer.precision", [32, "32", "32-true"])
     _check_folder(config)
 

@@ -42,7 +42,7 @@ class Learner(TrainedModule):
 
     def run(self, task: Task, history: bool = False) -> tuple[Refined, Geometry]:
         """Refine a batch from its start, or from the front end's where it has none; returns that start too."""
-        start, observation = task.start, task.example.observation
+        start, observation = task.start, self.estimator.calibrated(task.example.observation)
         if start is None:
             with torch.no_grad():
                 observation, paths = self.estimator.detect(observation, task.deployment)
@@ -52,7 +52,7 @@ class Learner(TrainedModule):
     def training_step(self, task: Task, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         refined, start = self.run(task, history=True)
-        channel = _channel(refined)
+        channel = self.estimator.observed(channel_of(refined))
         iterates = [each.geometry.ue_position for each in refined.history]
         coarse = start.ue_position if task.start is None else None
         terms = self.loss(iterates, channel, task.example, task.peb, coarse)
@@ -69,7 +69,7 @@ class Learner(TrainedModule):
     def validation_step(self, task: Task, batch_idx: int) -> None:
         """Collect per-scene errors; the metrics are taken over all scenes at once."""
         refined, _ = self.run(task, history=True)
-        channel = _channel(refined)
+        channel = self.estimator.observed(channel_of(refined))
         iterates = [each.geometry.ue_position for each in refined.history]
         terms = self.loss(iterates, channel, task.example, task.peb)
         assert task.example.scene is not None
@@ -99,7 +99,7 @@ def arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "_target_"}
 
 
-def _channel(refined: Refined) -> Tensor:
+def channel_of(refined: Refined) -> Tensor:
     """Channel of the final evaluation, [* bs ant sc]."""
     final = refined.final
     return column_operator(final.geometry, refined.problem.deployment).matvec(final.expectation.mean)

@@ -1,0 +1,147 @@
+"""Self-calibration as a training: every epoch is one EM update of the element gains over the same scenes.
+
+Needs observations only: neither positions nor channels. See `sensing.inference.calibration` for the update.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sensing.containers import Geometry, Observation
+from sensing.data.scenes import Task
+from sensing.errors import ConfigError
+from sensing.inference.calibration import Anderson, ArrayCalibration, GainStatistics
+from sensing.inference.unrolled import Refined
+from sensing.learning.learner import Learner, channel_of
+from sensing.metrics import nmse_db
+
+
+class CalibrationLearner(Learner):
+    """The classical estimator with a calibration of its arrays, fitted to observations without labels.
+
+    An uncalibrated array leaves a residual in proportion to the power, in which a detector at the nominal noise finds
+    any number of paths. The first epochs therefore assume more noise. Later ones go on from the geometries of the
+    epoch before; from time to time the paths are detected anew.
+
+    Args:
+        estimator: arguments of `build_estimator`, with a `calibration`.
+        loss: not used; validation reports the negative log evidence.
+        optimizer: `model_error`, power of what the model does not explain over the mean power in each of the first
+            epochs; `detect_every`, epochs from one detection of the paths to the next; `memory` of the Anderson
+            mixing.
+        trained_on: recorded in checkpoints.
+
+    Raises:
+        ConfigError: no calibration to be learned, or a value outside its range.
+    """
+
+    def __init__(
+        self,
+        estimator: Mapping[str, Any],
+        loss: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        trained_on: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not estimator.get("calibration"):
+            raise ConfigError("estimator.calibration must name num_stations and num_antennas, got none")
+        super().__init__(estimator, loss, optimizer, trained_on)
+        self.automatic_optimization = False
+        self.estimator.requires_grad_(False)
+        self.calibration.requires_grad_(True)  # it is what is learned, though not by gradients
+        self.starts: dict[int, Geometry] = {}
+        self.build_optimizer()
+
+    def build_optimizer(self) -> None:  # type: ignore[override]
+        """Read and check the settings of EM, which takes the place of an optimizer."""
+        settings = {"model_error": (0.03, 0.01, 0.003), "detect_every": 5, "memory": 5}
+        unknown = set(self.hparams["optimizer"]) - set(settings)
+        if unknown:
+            raise ConfigError(f"optimizer of a calibration must have {', '.join(settings)} (optimizer=em), got {unknown}")
+        settings |= self.hparams["optimizer"]
+        self.model_error: list[float] = [float(share) for share in settings["model_error"]]  # type: ignore[attr-defined]
+        self.detect_every, memory = int(settings["detect_every"]), int(settings["memory"])  # type: ignore[call-overload]
+        if not all(0 <= share < 1 for share in self.model_error):
+            raise ConfigError(f"optimizer.model_error must hold shares in [0, 1), got {self.model_error}")
+        if self.detect_every < 1 or memory < 0:
+            raise ConfigError(
+                f"optimizer.detect_every must be >= 1 and memory >= 0, got {self.detect_every}, {memory}"
+            )
+        self.anderson = Anderson(memory)
+
+    @property
+    def calibration(self) -> ArrayCalibration:
+        """What is learned."""
+        assert self.estimator.calibration is not None
+        return self.estimator.calibration
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """No optimizer: the M-step has a closed form."""
+        return []
+
+    def on_train_epoch_start(self) -> None:
+        """Empty sums; forget starts and mixing where the paths are detected anew."""
+        self.statistics = GainStatistics(self.calibration)
+        late = self.current_epoch - len(self.model_error)
+        if late < 0 or late % self.detect_every == 0:
+            self.starts.clear()
+            self.anderson.restart()
+
+    @torch.no_grad()
+    def training_step(self, task: Task, batch_idx: int) -> None:
+        """Sums of one batch."""
+        observation = self.calibration(task.example.observation)
+        share = self.model_error[self.current_epoch] if self.current_epoch < len(self.model_error) else 0.0
+        noise = observation.noise_var + share * observation.y.abs().square().mean((-2, -1))
+        refined = self._refined(Observation(observation.y, noise), task)
+        self.statistics.add(observation, channel_of(refined))
+        self.log("train/loss", _loss(refined).mean(), prog_bar=True, batch_size=len(task.index), on_step=False, on_epoch=True)
+
+    @torch.no_grad()
+    def on_train_epoch_end(self) -> None:
+        """The M-step, mixed with those of earlier epochs."""
+        statistics = self.statistics
+        match, energy = self.all_gather((torch.view_as_real(statistics.match), statistics.energy))
+        if self.trainer.world_size > 1:
+            match, energy = match.sum(0), energy.sum(0)
+        statistics.match, statistics.energy = torch.view_as_complex(match.contiguous()), energy
+        point = self.calibration.vector()
+        following = self.anderson.step(point, statistics.updated())
+        self.calibration.assign(following)
+        self.log("train/change_rms", (following - point).square().mean().sqrt(), prog_bar=True)
+
+    def on_after_backward(self) -> None:
+        """There is no gradient."""
+
+    def run(self, task: Task, history: bool = False) -> tuple[Refined, Geometry]:
+        """From the front end: starts near the truth would not show what an uncalibrated array does."""
+        return super().run(task._replace(start=None), history)
+
+    def validation_step(self, task: Task, batch_idx: int) -> None:
+        """The negative log evidence per entry, and errors where the truth is known."""
+        refined, _ = self.run(task)
+        kept = {"loss": _loss(refined)}
+        if task.example.scene is not None and task.example.channel is not None:
+            kept["error"] = (refined.final.geometry.ue_position - task.example.scene.ue_position).norm(dim=-1)
+            kept["nmse"] = nmse_db(self.estimator.observed(channel_of(refined)), task.example.channel)
+            kept["peb"] = task.peb
+        self.seen.append(kept)
+
+    def measures(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As for every learner; the loss alone where there is no truth."""
+        return super().measures(seen) if "error" in seen else {"loss": seen["loss"].mean()}
+
+    def _refined(self, observation: Observation, task: Task) -> Refined:
+        block = int(task.index[0])
+        if block not in self.starts:
+            observation, paths = self.estimator.detect(observation, task.deployment)
+            self.starts[block] = self.estimator.localizer(paths, task.deployment).geometry
+        refined = self.estimator.unrolled(observation, task.deployment, self.starts[block])
+        self.starts[block] = refined.final.geometry
+        return refined
+
+
+def _loss(refined: Refined) -> Tensor:
+    """Negative log evidence per entry of the observation, up to a constant, [*]."""
+    return -refined.final.objective / refined.problem.y[0].numel()
