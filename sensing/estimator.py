@@ -99,11 +99,7 @@ class LocationEstimator(nn.Module):
         self.localizer = CoarseLocalizer() if localizer is None else localizer
         self.unrolled = Unrolled() if unrolled is None else unrolled
         self.calibration = calibration
-
-    @property
-    def front_end(self) -> str | None:
-        """Name of the front end whose paths it takes."""
-        return "nomp" if self.calibration is None else None
+        self.front_end: str | None = "nomp" if calibration is None else None  # whose paths it takes
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""Array calibration: neutral at zero, the M-step against a loop, Anderson against a solve, self-calibration end to end."""
+"""Array calibration: neutral at zero, M-step against a loop, Anderson against a solve, self-calibration as a whole."""
 
 import lightning
 import pytest

@@ -36,7 +36,9 @@ class ArrayCalibration(nn.Module):
     def __init__(self, num_stations: int, num_antennas: int) -> None:
         super().__init__()
         if num_stations < 1 or num_antennas < 1:
-            raise ConfigError(f"calibration needs num_stations and num_antennas >= 1, got {num_stations}, {num_antennas}")
+            raise ConfigError(
+                f"calibration needs num_stations and num_antennas >= 1, got {num_stations}, {num_antennas}"
+            )
         self.log_gain = nn.Parameter(torch.zeros(num_stations, num_antennas, dtype=torch.float64))
         self.phase = nn.Parameter(torch.zeros(num_stations, num_antennas, dtype=torch.float64))
 

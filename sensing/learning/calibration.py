@@ -58,16 +58,16 @@ class CalibrationLearner(Learner):
         settings = {"model_error": (0.03, 0.01, 0.003), "detect_every": 5, "memory": 5}
         unknown = set(self.hparams["optimizer"]) - set(settings)
         if unknown:
-            raise ConfigError(f"optimizer of a calibration must have {', '.join(settings)} (optimizer=em), got {unknown}")
+            raise ConfigError(
+                f"optimizer of a calibration must have {', '.join(settings)} (optimizer=em), got {unknown}"
+            )
         settings |= self.hparams["optimizer"]
         self.model_error: list[float] = [float(share) for share in settings["model_error"]]  # type: ignore[attr-defined]
         self.detect_every, memory = int(settings["detect_every"]), int(settings["memory"])  # type: ignore[call-overload]
         if not all(0 <= share < 1 for share in self.model_error):
             raise ConfigError(f"optimizer.model_error must hold shares in [0, 1), got {self.model_error}")
         if self.detect_every < 1 or memory < 0:
-            raise ConfigError(
-                f"optimizer.detect_every must be >= 1 and memory >= 0, got {self.detect_every}, {memory}"
-            )
+            raise ConfigError(f"optimizer.detect_every must be >= 1 and memory >= 0, got {self.detect_every}, {memory}")
         self.anderson = Anderson(memory)
 
     @property
@@ -89,14 +89,16 @@ class CalibrationLearner(Learner):
             self.anderson.restart()
 
     @torch.no_grad()
-    def training_step(self, task: Task, batch_idx: int) -> None:
+    def training_step(self, task: Task, batch_idx: int) -> None:  # type: ignore[override]
         """Sums of one batch."""
         observation = self.calibration(task.example.observation)
         share = self.model_error[self.current_epoch] if self.current_epoch < len(self.model_error) else 0.0
         noise = observation.noise_var + share * observation.y.abs().square().mean((-2, -1))
         refined = self._refined(Observation(observation.y, noise), task)
         self.statistics.add(observation, channel_of(refined))
-        self.log("train/loss", _loss(refined).mean(), prog_bar=True, batch_size=len(task.index), on_step=False, on_epoch=True)
+        self.log(
+            "train/loss", _loss(refined).mean(), prog_bar=True, batch_size=len(task.index), on_step=False, on_epoch=True
+        )
 
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:
