@@ -82,11 +82,10 @@ class FreshSampler(Sampler[int]):
         length: scenes per epoch, over all processes.
         rank: this process.
         world: number of processes.
-        distinct: number of different scenes, after which they repeat; None: never.
     """
 
-    def __init__(self, length: int, rank: int = 0, world: int = 1, distinct: int | None = None) -> None:
-        self.length, self.rank, self.world, self.epoch, self.distinct = length, rank, world, 0, distinct
+    def __init__(self, length: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.rank, self.world, self.epoch = length, rank, world, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose scenes come next."""
@@ -97,8 +96,7 @@ class FreshSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * self.length + self.rank
-        numbers = range(first, first + len(self) * self.world, self.world)
-        return iter(numbers if self.distinct is None else [number % self.distinct for number in numbers])
+        return iter(range(first, first + len(self) * self.world, self.world))
 
 
 class SceneDataModule(lightning.LightningDataModule):
@@ -120,7 +118,6 @@ class SceneDataModule(lightning.LightningDataModule):
         detected_every: every so many training batches start from the front end instead, which trains the fusion
             weights; 0 for never.
         num_workers: processes that draw scenes.
-        num_train_scenes: different training scenes there are, which then repeat; None: fresh ones for ever.
     """
 
     def __init__(
@@ -139,7 +136,6 @@ class SceneDataModule(lightning.LightningDataModule):
         ghosts: int = 1,
         detected_every: int = 8,
         num_workers: int = 0,
-        num_train_scenes: int | None = None,
     ) -> None:
         super().__init__()
         counts = {
@@ -162,7 +158,7 @@ class SceneDataModule(lightning.LightningDataModule):
             )
         self.simulator, self.batch_size, self.num_workers = simulator, batch_size, num_workers
         self.scenes_per_epoch, self.detected_every = scenes_per_epoch, detected_every
-        self.ghosts, self.num_train_scenes = ghosts, num_train_scenes
+        self.ghosts = ghosts
         self.amplitude = {
             "train": (float(amplitude[0]), float(amplitude[1])),
             "val": (val_amplitude, val_amplitude),
@@ -177,7 +173,7 @@ class SceneDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Draw]:
         """Fresh scenes every epoch."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader("train", FreshSampler(self.scenes_per_epoch, rank, world, self.num_train_scenes))
+        return self._loader("train", FreshSampler(self.scenes_per_epoch, rank, world))
 
     def val_dataloader(self) -> DataLoader[Draw]:
         """The fixed validation scenes."""

@@ -94,7 +94,7 @@ class CalibrationLearner(Learner):
         observation = self.calibration(task.example.observation)
         share = self.model_error[self.current_epoch] if self.current_epoch < len(self.model_error) else 0.0
         noise = observation.noise_var + share * observation.y.abs().square().mean((-2, -1))
-        refined = self._refined(Observation(observation.y, noise), task)
+        refined = self._refined(Observation(observation.y, noise), task, batch_idx)
         self.statistics.add(observation, channel_of(refined))
         self.log(
             "train/loss", _loss(refined).mean(), prog_bar=True, batch_size=len(task.index), on_step=False, on_epoch=True
@@ -134,8 +134,7 @@ class CalibrationLearner(Learner):
         """As for every learner; the loss alone where there is no truth."""
         return super().measures(seen) if "error" in seen else {"loss": seen["loss"].mean()}
 
-    def _refined(self, observation: Observation, task: Task) -> Refined:
-        block = int(task.index[0])
+    def _refined(self, observation: Observation, task: Task, block: int) -> Refined:
         if block not in self.starts:
             observation, paths = self.estimator.detect(observation, task.deployment)
             self.starts[block] = self.estimator.localizer(paths, task.deployment).geometry
