@@ -25,6 +25,7 @@ def check_evaluation(config: options.Config) -> Path | None:
     _check_command(config, "evaluate", "eval", foreign={"trainer", "optimizer", "loss", "callbacks", "ckpt_path"})
     options.names(config, "estimators", options.lookup(config, "available") or {})
     options.checkpoint(config, "checkpoint")
+    options.checkpoint(config, "calibration")
     _check_threads(config)
     options.choice(config, "noise", NOISE)
     options.integer(config, "eval.batch_size", low=1)

@@ -64,22 +64,28 @@ def build_simulators(config: DictConfig) -> list[Simulator]:
     return simulators
 
 
+LEARNED = {"unfolded": "checkpoint", "calibrated": "calibration"}
+"""Keys that name the weights of learned estimators."""
+
+
 def build_estimators(config: DictConfig) -> dict[str, Any]:
     """The estimators asked for, by the name under which they appear in the results.
 
-    An unfolded estimator without a checkpoint is labelled `unfolded_untrained`: the classical one at a fixed depth.
+    A learned estimator without its weights is labelled `unfolded_untrained` or `calibrated_untrained`: it is the
+    classical one at a fixed depth.
     """
     settings = plain(config)
     chosen = options.names(settings, "estimators", config.available)
-    checkpoint = options.checkpoint(settings, "checkpoint")
+    weights = {name: options.checkpoint(settings, key) for name, key in LEARNED.items()}
     estimators = {}
     for name in chosen:
-        if name == "unfolded" and checkpoint is not None:
-            from sensing.learning import Learner  # pulls lightning, which takes seconds to import
+        if (path := weights.get(name)) is not None:
+            import sensing.learning as learning  # pulls lightning, which takes seconds to import
 
-            estimators[name] = Learner.load(checkpoint).estimator
+            kind = learning.CalibrationLearner if name == "calibrated" else learning.Learner
+            estimators[name] = kind.load(path).estimator
         else:
-            label = "unfolded_untrained" if name == "unfolded" else name
+            label = f"{name}_untrained" if name in LEARNED else name
             estimators[label] = make(config.available[name], f"available.{name}")
     return estimators
 

@@ -32,7 +32,10 @@ def evaluate_command(checkpoint: str, config: DictConfig) -> str:
     if HydraConfig.initialized():
         choices, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
         arguments = [f"scene={choices['scene']}", *(text for text in overrides if _SHAPES_THE_SCENE.match(text))]
-    return shlex.join([*_program("evaluate"), *arguments, f"checkpoint={shown}"])
+    weights = [f"checkpoint={shown}"]
+    if config.estimator.get("calibration"):
+        weights = ["estimators=[classical,calibrated]", f"calibration={shown}", f"seed={config.seed}"]
+    return shlex.join([*_program("evaluate"), *arguments, *weights])
 
 
 def _program(name: str) -> list[str]:
