@@ -101,7 +101,7 @@ def box(lower: Sequence[float], upper: Sequence[float], spacing_m: float = 1.0) 
         raise ConfigError(f"the spacing of a domain must be a positive number of metres, got {spacing_m}")
     extent = high - low
     count = (extent / spacing_m).ceil().clamp_min(1).long()
-    if int(count.prod()) > MOST_CELLS:
+    if math.prod(count.tolist()) > MOST_CELLS:  # whole numbers of any size
         raise ConfigError(f"a domain must have at most {MOST_CELLS} cells, got {count.tolist()}; raise its spacing")
     cell = extent / count
     axes = [low[i] + (torch.arange(int(count[i]), dtype=torch.float64) + 0.5) * cell[i] for i in range(3)]
