@@ -3,6 +3,9 @@
 The peer is what one writes from the paper's equations in numpy and scipy, drop by drop: densities of the six members in
 all cells, normalised; samples of the equally weighted pool; damped Newton steps with a logarithmic barrier that shrinks
 from 1e-1 to 1e-7, each on all samples.
+
+The last row is learned fusion against our own optimal weights, both from measurements to positions and in batches that
+suit them. Its network is untrained, which takes as long.
 """
 
 import math
@@ -16,7 +19,9 @@ from scipy.special import logsumexp
 from benchmarks.frame import Case
 from sensing.fusion.chernoff import ChernoffWeights, chernoff_weights
 from sensing.fusion.domain import Domain, hexagon
+from sensing.fusion.learned import LearnedFusion
 from sensing.fusion.measurements import StationMeasurements
+from sensing.fusion.methods import Pooling, fuse
 from sensing.fusion.sampling import UNIFORM_SHARE, draw_samples
 from sensing.simulation.drops import DropSampler
 
@@ -55,6 +60,30 @@ def cases(tiny: bool) -> Iterator[Case]:
     yield Case(
         "samples and optimal weights", size, whole, whole_loop, name, 0.2, mean_difference, per=per, target=10.0,
         note="the samples differ: error of the mean ln Z",
+    )  # fmt: skip
+    yield learned_against_optimal(8 if tiny else 2048, sampler, count)
+
+
+def learned_against_optimal(drops: int, sampler: DropSampler, count: int) -> Case:
+    """Positions by learned fusion, all drops at once, and by optimal weights, 256 drops at once."""
+    measured, net = sampler.block(0, "test", 0, drops).measured, LearnedFusion()
+    pooling = Pooling(sampler.domain, count)
+    blocks = [StationMeasurements(measured.bs_position, *fields) for fields in zip(*(
+        field.split(256) for field in measured[1:]
+    ), strict=True)]  # fmt: skip
+
+    @torch.no_grad()
+    def learned() -> torch.Tensor:
+        return net(measured, sampler.domain).position
+
+    def optimal() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.cat([fuse(["optimal"], block, pooling, generator)["optimal"].position for block in blocks])
+
+    return Case(
+        "learned fusion", f"{drops} drops", learned, optimal, f"optimal weights, {count} samples", 5.0,
+        lambda ours, theirs: float((ours - theirs).norm(dim=-1).median()), per=(float(drops), "drop"), target=100.0,
+        note="other positions: their median distance [m]",
     )  # fmt: skip
 
 

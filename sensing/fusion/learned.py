@@ -21,7 +21,7 @@ from sensing.fusion.domain import Domain
 from sensing.fusion.measurements import StationMeasurements
 from sensing.fusion.modes import OPEN, judged
 from sensing.fusion.network import NeutralNetwork, bounded_factor
-from sensing.fusion.solve import DAMPING, Solution, normal_equations, solve_position
+from sensing.fusion.solve import DAMPING, Solution, normal_equations, solve_position, solve_small
 from sensing.fusion.start import start_position
 
 FAINT = 100.0
@@ -64,13 +64,20 @@ class SiteNetwork(NeutralNetwork):
         Returns:
             [* bs 4]: log weights of range and direction, share g of the residual and shift h that are bias.
         """
-        cosine = (unit @ unit.mT)[..., None]
-        message = self.sender(features)[..., None, :, :] + self.receiver(features)[..., :, None, :]
-        message = torch.tanh(message + self.angle(cosine))  # [* to from hidden]
-        other = exists[..., None, :] & ~torch.eye(exists.shape[-1], dtype=torch.bool, device=exists.device)
-        heard = other[..., None]
-        mean = torch.where(heard, message, 0.0).sum(-2) / other.sum(-1)[..., None].clamp_min(1)
-        largest = torch.where(heard, message, -1.0).amax(-2)  # the least that a message can be
+        stations, width = exists.shape[-1], self.sender.out_features
+        if stations == 1:
+            mean, largest = (features.new_full((*features.shape[:-1], width), value) for value in (0.0, -1.0))
+            return self.raw(torch.cat([features, mean, largest], -1))
+        index = torch.arange(stations, device=exists.device)
+        others = (index[:, None] + index[1:]) % stations  # [to from]: all but itself
+        cosine = (unit[..., :, None, :] * unit[..., others, :]).sum(-1, keepdim=True)
+        message = self.sender(features)[..., others, :] + self.receiver(features)[..., :, None, :]
+        message = torch.tanh(torch.addcmul(message, cosine, self.angle.weight[:, 0]))  # [* to from hidden]
+        heard, loudest = exists[..., others, None], message
+        if not bool(heard.all()):
+            message = torch.where(heard, message, 0.0)
+            loudest = torch.where(heard, loudest, -1.0)  # the least that a message can be
+        mean, largest = message.sum(-2) / heard.sum(-2).clamp_min(1), loudest.amax(-2)
         return self.raw(torch.cat([features, mean, largest], -1))
 
 
@@ -120,10 +127,11 @@ class LearnedFusion(nn.Module):
         self, measured: StationMeasurements, domain: Domain, start: Tensor
     ) -> list[tuple[Solution, Tensor, Tensor]]:
         """Solution, weights [* 2 bs] and bias [* bs] before the first and after each correction."""
-        unknown = domain.unknown
+        unknown, direction = domain.unknown, measured.direction
         has = measured.precision > 0
         weight, bias = has.to(start.dtype), torch.zeros_like(measured.range_m)
-        found = [(solve_position(start, measured, weight, bias, unknown, self.steps), weight, bias)]
+        solution = solve_position(start, measured, weight, bias, unknown, self.steps, direction)
+        found = [(solution, weight, bias)]
         for site in self.sites:
             position = found[-1][0].position
             features, unit, residual, spread = self.features(position, measured, weight, bias, unknown)
@@ -135,7 +143,7 @@ class LearnedFusion(nn.Module):
             if self.correct_bias:
                 shift = residual * raw[..., 2] + spread * raw[..., 3]
                 bias = torch.where(has[..., 0, :], shift, 0.0)
-            solution = solve_position(position, measured, weight, bias, unknown, self.steps)
+            solution = solve_position(position, measured, weight, bias, unknown, self.steps, direction)
             found.append((solution, weight, bias))
         return found
 
@@ -157,7 +165,7 @@ class LearnedFusion(nn.Module):
         ridge = DAMPING * scale * torch.eye(len(unknown), dtype=total.dtype)
         cavity = total[..., None, :, :] - own + ridge[..., None, :, :]
         pull = normal.vector.sum(-2)[..., None, :] - (strength * excess)[..., None] * along
-        solved = torch.linalg.solve(cavity, torch.stack([pull, along], -1))
+        solved = solve_small(cavity, torch.stack([pull, along], -1))
         step, reach = solved.unbind(-1)
         variance = (along * reach).sum(-1).clamp_min(0.0)
         std = torch.where(has_range, measured.range_std, 1.0)

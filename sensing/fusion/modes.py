@@ -29,8 +29,8 @@ LONE = 0.999
 UNSETTLED = 0.01
 """Squared length of the next Gauss-Newton step, in deviations, above which the position has not converged."""
 
-COARSE, FINE = 500, 0.005
-"""Search of a pool's best point: cells that are tried first, and the last spacing, in cells."""
+COARSE, CLOSER, FINE = 500, 4, 0.005
+"""Search of a pool's best point: cells that are tried first, ratio of spacings, and the last spacing in cells."""
 
 
 class FusionFlag(IntFlag):
@@ -159,9 +159,11 @@ def _kept(mode: Mode, pool: Pool) -> Mode:
     with torch.no_grad():
         here = stray.nonzero()[:, 0]
         part = pool.rows(here)
-        best = _mode(best_point(part), part)
-        refined = _mode(part.solve(best.position), part)
-        found = _chosen(~refined.outside & (refined.cost <= best.cost), refined, best)
+        found = _mode(best_point(part), part)
+        unsettled = ~mode.settled[here]
+        if bool(unsettled.any()):
+            refined = _mode(part.solve(found.position), part)
+            found = _chosen(unsettled & ~refined.outside & (refined.cost <= found.cost), refined, found)
         taken = mode.outside[here] | (found.cost < mode.cost[here])
     kept = _chosen_at(here[taken], Mode(*(field[taken] for field in found)), mode)
     return kept._replace(outside=mode.outside)
@@ -214,11 +216,12 @@ def best_point(pool: Pool) -> Tensor:
     unknown = pool.domain.unknown
     points, stride = pool.domain.thinned(COARSE)
     position = points[pool.cost(points).argmin(-1)]
-    around = torch.zeros(7 ** len(unknown), 3, dtype=position.dtype)
-    around[:, unknown] = torch.tensor(list(itertools.product(range(-3, 4), repeat=len(unknown))), dtype=position.dtype)
+    steps = list(itertools.product(range(-CLOSER, CLOSER + 1), repeat=len(unknown)))
+    around = torch.zeros(len(steps), 3, dtype=position.dtype)
+    around[:, unknown] = torch.tensor(steps, dtype=position.dtype)
     spacing = float(stride)
     while spacing > FINE:
-        spacing /= 3.0
+        spacing /= CLOSER
         near = position[:, None] + spacing * pool.domain.cell * around
         cost = torch.where(pool.lattice.contains(near), pool.cost(near), torch.inf)
         position = near.gather(1, cost.argmin(-1)[:, None, None].expand(-1, 1, 3))[:, 0]

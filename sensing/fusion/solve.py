@@ -38,9 +38,17 @@ class Normal(NamedTuple):
 
 
 def normal_equations(
-    position: Tensor, measured: StationMeasurements, weight: Tensor, bias_m: Tensor | None, unknown: list[int]
+    position: Tensor,
+    measured: StationMeasurements,
+    weight: Tensor,
+    bias_m: Tensor | None,
+    unknown: list[int],
+    direction: Tensor | None = None,
 ) -> Normal:
     """Gauss-Newton equations at a position.
+
+    With u = (p - b) / r, on the unknown coordinates: `d mu / d p = (I - u u^T) / r`, a projection, so that its square
+    is `(I - u u^T) / r^2`.
 
     Args:
         position: [* xyz] [m].
@@ -48,25 +56,36 @@ def normal_equations(
         weight: [* 2 bs] of ranges and directions.
         bias_m: [* bs] to be taken off the ranges [m]; None: nothing.
         unknown: coordinates to solve for.
+        direction: [* bs xyz] `measured.direction`, where it is known already.
     """
+    direction = measured.direction if direction is None else direction
     offset = position[..., None, :] - measured.bs_position
     distance = torch.linalg.vector_norm(offset, dim=-1)
-    safe = torch.where(distance > 0, distance, torch.ones_like(distance))
-    unit = offset / safe[..., None]
-    strength = (weight * measured.precision).unbind(-2)
+    inverse = torch.where(distance > 0, distance, 1.0).reciprocal()
+    unit = offset * inverse[..., None]
+    ranges, directions = (weight * measured.precision).unbind(-2)
     excess = measured.range_m - distance if bias_m is None else measured.range_m - bias_m - distance
-    miss = measured.direction - unit
-    along = unit[..., unknown]
-    across = (torch.eye(3, dtype=unit.dtype)[:, unknown] - unit[..., :, None] * along[..., None, :]) / safe[
-        ..., None, None
-    ]
-    # across has rows d mu / d p; across^T across = (I - u u^T) / r^2 on the unknown coordinates
-    matrix = strength[0][..., None, None] * along[..., :, None] * along[..., None, :]
-    matrix = matrix + strength[1][..., None, None] * (across.mT @ across)
-    vector = (strength[0] * excess)[..., None] * along
-    vector = vector + strength[1][..., None] * (across.mT @ miss[..., None])[..., 0]
-    cost = 0.5 * (strength[0] * excess.square() + strength[1] * miss.square().sum(-1)).sum(-1)
+    miss = direction - unit
+    along = unit if len(unknown) == 3 else unit[..., unknown]
+    across = directions * inverse.square()
+    matrix = ((ranges - across)[..., None] * along)[..., :, None] * along[..., None, :]
+    matrix = matrix + torch.diag_embed(across[..., None].expand_as(along))
+    pull = directions * inverse
+    vector = (ranges * excess - pull * (unit * miss).sum(-1))[..., None] * along
+    vector = vector + pull[..., None] * (miss if len(unknown) == 3 else miss[..., unknown])
+    cost = 0.5 * (ranges * excess.square() + directions * miss.square().sum(-1)).sum(-1)
     return Normal(matrix, vector, cost, distance, unit)
+
+
+def solve_small(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solution [* n k] of positive definite systems [* n n]; two unknowns in closed form, which is much faster."""
+    if matrix.shape[-1] != 2:
+        return torch.linalg.solve(matrix, right)
+    (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
+    first, second = right.unbind(-2)
+    scale = (a * d - b * c).reciprocal()[..., None]
+    upper = (d[..., None] * first - b[..., None] * second) * scale
+    return torch.stack([upper, (a[..., None] * second - c[..., None] * first) * scale], -2)
 
 
 def solve_position(
@@ -76,6 +95,7 @@ def solve_position(
     bias_m: Tensor | None = None,
     unknown: list[int] | None = None,
     steps: int = 8,
+    direction: Tensor | None = None,
 ) -> Solution:
     """Position of a pool, from a start.
 
@@ -86,18 +106,20 @@ def solve_position(
         bias_m: [* bs] or None.
         unknown: coordinates to solve for; x and y by default.
         steps: Gauss-Newton steps, each no longer than the distance to the nearest station.
+        direction: [* bs xyz] `measured.direction`, where it is known already.
 
     Returns:
         The solution, differentiable in weights and bias.
     """
     unknown = [0, 1] if unknown is None else unknown
     position = start
+    direction = measured.direction if direction is None else direction
     for _ in range(steps):
-        normal = normal_equations(position, measured, weight, bias_m, unknown)
+        normal = normal_equations(position, measured, weight, bias_m, unknown, direction)
         information = normal.matrix.sum(-3)
         trace = information.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
         ridge = DAMPING * trace * torch.eye(len(unknown), dtype=information.dtype)
-        step = torch.linalg.solve(information + ridge, normal.vector.sum(-2))
+        step = solve_small(information + ridge, normal.vector.sum(-2)[..., None])[..., 0]
         longest = normal.distance.amin(-1, keepdim=True)
         length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
         step = step * torch.clamp(longest / torch.where(length > 0, length, 1.0), max=1.0)
