@@ -178,6 +178,23 @@ def test_best_point_inside_against_scipy():
             assert cost(here, i) < found.fun + 0.05, name
 
 
+def test_best_point_at_a_staircase_against_all_cells():
+    """The slanted edge of a hexagon has a local minimum in every corner of its cells."""
+    task = DropSampler(TRIANGLE, HEXAGON, bias="uniform", bias_scale_m=20.0).sample(0, "test", range(150))
+    measured = task.measured.only("toa")
+    got = LearnedFusion()(measured, HEXAGON)
+    left = has(got, FusionFlag.OUTSIDE).nonzero()[:, 0].tolist()
+    assert len(left) > 20
+    share = torch.linspace(-0.499, 0.499, 7, dtype=DOUBLE)
+    offset = torch.cartesian_prod(share, share, torch.zeros(1, dtype=DOUBLE)) * HEXAGON.cell
+    points = (HEXAGON.points[:, None] + offset).flatten(0, 1)
+    far = (points[:, None] - measured.bs_position).norm(dim=-1)
+    for i in left:
+        cost = 0.5 * (measured.range_m[i] - far).square().sum(-1)
+        here = 0.5 * (measured.range_m[i] - (got.position[i] - measured.bs_position).norm(dim=-1)).square().sum()
+        assert here < cost.min() + 0.1
+
+
 def test_a_domain_with_a_hole_and_cells_off_the_grid():
     ring = box([-10, -10, 1.5], [10, 10, 1.5], 1.0)
     ring = ring._replace(points=ring.points[ring.points[:, :2].norm(dim=-1) > 5.0])

@@ -77,10 +77,16 @@ class Domain(NamedTuple):
         return self.lattice().contains(position)
 
     def thinned(self, most: int) -> tuple[Tensor, int]:
-        """About `most` centres spread evenly, or all if fewer: [point xyz], and their distance in cells."""
+        """About `most` centres spread evenly and all at the edge, [point xyz], and the distance of the former in cells."""
         stride = max(1, math.ceil((len(self.points) / most) ** (1.0 / len(self.unknown))))
-        kept = (self.place % stride == 0).all(-1)
-        return (self.points[kept], stride) if bool(kept.any()) else (self.points, 1)
+        place = self.place + 1
+        filled = torch.zeros((place.amax(0) + 2).tolist(), dtype=torch.bool, device=place.device)
+        filled[place.unbind(-1)] = True
+        inner = torch.ones_like(filled)
+        for axis in range(filled.ndim):
+            inner &= filled.roll(1, axis) & filled.roll(-1, axis)
+        kept = (place % stride == 0).all(-1) | ~inner[place.unbind(-1)]
+        return self.points[kept], stride
 
 
 def box(lower: Sequence[float], upper: Sequence[float], spacing_m: float = 1.0) -> Domain:

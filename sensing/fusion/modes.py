@@ -29,8 +29,8 @@ LONE = 0.999
 UNSETTLED = 0.01
 """Squared length of the next Gauss-Newton step, in deviations, above which the position has not converged."""
 
-COARSE, CLOSER, FINE = 500, 4, 0.005
-"""Search of a pool's best point: cells that are tried first, ratio of spacings, and the last spacing in cells."""
+COARSE, BEST, CLOSER, FINE = 500, 8, 4, 0.005
+"""Search of a pool's best point: cells tried first, those followed up, ratio of spacings, last spacing in cells."""
 
 
 class FusionFlag(IntFlag):
@@ -212,17 +212,22 @@ def _with_mirror(mode: Mode, pool: Pool, used: Tensor, here: Tensor) -> tuple[Mo
 
 
 def best_point(pool: Pool) -> Tensor:
-    """The point of the domain with the least cost, from a thinned grid on and closer in each round, [drop xyz]."""
+    """The point of the domain with the least cost, from several places of a thinned grid on, [drop xyz].
+
+    A slanted edge is a staircase of cells, each of whose corners is a local minimum: hence more than one start.
+    """
     unknown = pool.domain.unknown
     points, stride = pool.domain.thinned(COARSE)
-    position = points[pool.cost(points).argmin(-1)]
+    place = points[pool.cost(points).topk(min(BEST, len(points)), largest=False).indices]  # [drop start xyz]
+    drops, starts, _ = place.shape
     steps = list(itertools.product(range(-CLOSER, CLOSER + 1), repeat=len(unknown)))
-    around = torch.zeros(len(steps), 3, dtype=position.dtype)
-    around[:, unknown] = torch.tensor(steps, dtype=position.dtype)
+    around = torch.zeros(len(steps), 3, dtype=place.dtype)
+    around[:, unknown] = torch.tensor(steps, dtype=place.dtype)
     spacing = float(stride)
     while spacing > FINE:
         spacing /= CLOSER
-        near = position[:, None] + spacing * pool.domain.cell * around
-        cost = torch.where(pool.lattice.contains(near), pool.cost(near), torch.inf)
-        position = near.gather(1, cost.argmin(-1)[:, None, None].expand(-1, 1, 3))[:, 0]
-    return position
+        near = place[:, :, None] + spacing * pool.domain.cell * around
+        cost = pool.cost(near.flatten(1, 2)).reshape(near.shape[:-1])
+        least, index = torch.where(pool.lattice.contains(near), cost, torch.inf).min(-1)
+        place = near.gather(2, index[..., None, None].expand(-1, -1, 1, 3))[:, :, 0]
+    return place[torch.arange(drops), least.argmin(-1)]
