@@ -77,7 +77,7 @@ class Domain(NamedTuple):
         return self.lattice().contains(position)
 
     def thinned(self, most: int) -> tuple[Tensor, int]:
-        """About `most` centres spread evenly and all at the edge, [point xyz], and the distance of the former in cells."""
+        """About `most` centres spread evenly, and all at the edge: [point xyz], and the former's distance in cells."""
         stride = max(1, math.ceil((len(self.points) / most) ** (1.0 / len(self.unknown))))
         place = self.place + 1
         filled = torch.zeros((place.amax(0) + 2).tolist(), dtype=torch.bool, device=place.device)

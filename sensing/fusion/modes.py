@@ -219,7 +219,6 @@ def best_point(pool: Pool) -> Tensor:
     unknown = pool.domain.unknown
     points, stride = pool.domain.thinned(COARSE)
     place = points[pool.cost(points).topk(min(BEST, len(points)), largest=False).indices]  # [drop start xyz]
-    drops, starts, _ = place.shape
     steps = list(itertools.product(range(-CLOSER, CLOSER + 1), repeat=len(unknown)))
     around = torch.zeros(len(steps), 3, dtype=place.dtype)
     around[:, unknown] = torch.tensor(steps, dtype=place.dtype)
@@ -230,4 +229,4 @@ def best_point(pool: Pool) -> Tensor:
         cost = pool.cost(near.flatten(1, 2)).reshape(near.shape[:-1])
         least, index = torch.where(pool.lattice.contains(near), cost, torch.inf).min(-1)
         place = near.gather(2, index[..., None, None].expand(-1, -1, 1, 3))[:, :, 0]
-    return place[torch.arange(drops), least.argmin(-1)]
+    return place[torch.arange(len(place)), least.argmin(-1)]
