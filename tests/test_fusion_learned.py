@@ -115,6 +115,17 @@ def test_weights_alone_correct_no_bias():
     assert (fused.weight[:, 0] != 1).all()
 
 
+@pytest.mark.parametrize(("modality", "stations"), [("toa", 2), ("aoa", 1)])
+def test_without_redundancy_nothing_is_corrected(modality, stations):
+    """As many numbers as unknowns: whatever the network, weights are equal and ranges stay as they are."""
+    measured = drops(40, stations=stations).measured.only(modality)
+    net, untrained = scrambled(), LearnedFusion(layers=2)
+    assert torch.equal(net(measured, DOMAIN).position, untrained(measured, DOMAIN).position)
+    assert (net(measured, DOMAIN).bias_m == 0).all()
+    more = drops(40, stations=stations + 1).measured.only(modality)
+    assert not torch.equal(net(more, DOMAIN).position, untrained(more, DOMAIN).position)
+
+
 def test_no_drop_depends_on_its_batch_mates():
     measured, net = drops(8, stations=4).measured, scrambled()
     whole = net(measured, DOMAIN)

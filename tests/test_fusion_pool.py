@@ -265,20 +265,20 @@ def test_covariance_intersection_against_scipy():
 
 
 @pytest.mark.parametrize(
-    ("modality", "bias", "random"),
-    [("hybrid", "uniform", False), ("toa", "exponential", False), ("hybrid", "uniform", True)],
+    ("modality", "bias", "random", "unbiased"),
+    [("hybrid", "uniform", False, 0.0), ("toa", "exponential", False, 0.3), ("hybrid", "uniform", True, 0.3)],
 )
-def test_posterior_mean_against_a_plain_grid(modality, bias, random):
+def test_posterior_mean_against_a_plain_grid(modality, bias, random, unbiased):
     sampler = DropSampler(STATIONS, DOMAIN, angle_std_deg=2.0, bias=bias, bias_scale_m=4.0, random_scale=random)
     sample = sampler.sample(0, "test", range(2))
     measured = sample.measured.only(modality)
-    law = Law(sample.range_std, sample.angle_std, bias, 4.0, random, torch.tensor([True] * 3))
+    law = Law(sample.range_std, sample.angle_std, bias, 4.0, random, torch.tensor([True] * 3), unbiased)
     got = posterior(measured, DOMAIN, law)
     fine = hexagon(30.0, 1.5, 0.25).points.numpy()
     for drop in range(2):
         log = np.zeros(len(fine))
         scales = np.linspace(0, 4, 41)[1:] - 0.05 if random else np.array([4.0])
-        ranges = np.zeros((len(scales), len(fine)))
+        ranges, plain = np.zeros((len(scales), len(fine))), np.zeros(len(fine))
         for i, b in enumerate(np.array(STATIONS)):
             offset = fine - b
             distance = np.linalg.norm(offset, axis=1)
@@ -288,13 +288,15 @@ def test_posterior_mean_against_a_plain_grid(modality, bias, random):
                 up = float(measured.elevation[drop, i]) - np.arcsin(offset[:, 2] / distance)
                 log += stats.norm(scale=np.deg2rad(2)).logpdf(off) + stats.norm(scale=np.deg2rad(2)).logpdf(up)
             excess = float(measured.range_m[drop, i]) - distance
+            plain += stats.norm.logpdf(excess)
             for k, scale in enumerate(scales):
                 if bias == "uniform":
                     value = (stats.norm.cdf(excess) - stats.norm.cdf(excess - scale)) / scale
                     ranges[k] += np.log(np.maximum(value, 1e-300))
                 else:
                     ranges[k] += stats.exponnorm(K=scale).logpdf(excess)
-        log += np.logaddexp.reduce(ranges, axis=0)
+        biased = np.exp(ranges).mean(0)
+        log += np.log((1 - unbiased) * biased + unbiased * np.exp(plain) + 1e-300)
         share = np.exp(log - log.max())
         share /= share.sum()
         assert np.abs(share @ fine - got.mean[drop].numpy()).max() < 0.03
@@ -316,6 +318,14 @@ def test_drops_follow_their_law_and_their_number():
         0, "test", range(4000)
     )
     assert stats.kstest(mixed.bias_scale_m.numpy(), stats.uniform(scale=8.0).cdf).pvalue > 1e-3
+    some = DropSampler(STATIONS, DOMAIN, bias="uniform", bias_scale_m=8.0, random_scale=True, unbiased_share=0.3)
+    part = some.sample(0, "test", range(4000))
+    without = (part.bias_m == 0).all(-1)
+    assert stats.binomtest(int(without.sum()), 4000, 0.3).pvalue > 1e-3
+    assert torch.equal(part.bias_m[~without], mixed.bias_m[~without])
+    assert torch.equal(part.position, mixed.position)
+    with pytest.raises(ConfigError, match=r"unbiased_share must be a probability, got 1\.5"):
+        DropSampler(STATIONS, DOMAIN, unbiased_share=1.5)
     shuffled = DropSampler(STATIONS, DOMAIN, range_std_m=[0.5, 1.0, 3.0], shuffle=True).sample(0, "test", range(50))
     assert len(shuffled.range_std[:, 0].unique()) == 3
 

@@ -38,7 +38,15 @@ def test_fusion_writes_its_files(tmp_path, capsys):
     with (tmp_path / "results.csv").open() as file:
         full = list(csv.DictReader(file))
     assert all(float(row["low_m"]) <= float(row["error_m"]) <= float(row["high_m"]) for row in full)
-    assert {row["over_equal"] for row in full if row["method"] == "equal"} == {"1"}
+    for base in ("equal", "bayes"):
+        assert {row[f"over_{base}"] for row in full if row["method"] == base} == {"1"}
+        for row in full:
+            place = f"{row['modality']}_{row['num_stations']}"
+            ratio = np.divide(*(np.quantile(saved[f"{place}_{name}_error_m"], float(row["quantile"])) for name in
+                                (row["method"], base)))  # fmt: skip
+            assert float(row[f"over_{base}"]) == pytest.approx(ratio, rel=1e-5)
+            assert float(row[f"low_over_{base}"]) <= ratio + 1e-6
+            assert ratio <= float(row[f"high_over_{base}"]) + 1e-6
     assert (tmp_path / "figures/error_cdf.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png" in (tmp_path / "report.html").read_text()
     assert "90 % error" in capsys.readouterr().out

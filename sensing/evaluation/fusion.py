@@ -143,6 +143,7 @@ def law_of(drops: Drops, sampler: DropSampler, case: Case) -> Law:
         bias_scale_m=sampler.bias_scale_m,
         random_scale=sampler.random_scale,
         has_bias=torch.from_numpy(sampler.has_bias)[index],
+        unbiased_share=sampler.unbiased_share,
     )
 
 

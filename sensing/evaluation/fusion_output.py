@@ -35,7 +35,12 @@ CAPTION = (
     "Distribution of the position error over the same drops for all methods. Dashed black: posterior mean under the "
     "true law of the measurements, which no method can beat in mean squared error."
 )
-HEADS = ("modality", "num_stations", "method", "quantile", "error_m", "low_m", "high_m", "over_equal", "low", "high")
+RATIOS = ("equal", "bayes")
+"""Methods to whose quantiles all others' are compared, drop by drop, where they were run."""
+HEADS = (
+    *("modality", "num_stations", "method", "quantile", "error_m", "low_m", "high_m"),
+    *(f"{name}_{base}" for base in RATIOS for name in ("over", "low_over", "high_over")),
+)
 
 
 def write_fusion(
@@ -60,10 +65,10 @@ def write_errors(found: Sequence["FusionErrors"], folder: Path) -> tuple[list[li
     rows = [row for each in found for row in _rows(each)]
     short = [
         (method, modality, count, quantile, f"{error.value:.6g}", error.num_scenes)
-        for modality, count, method, quantile, error, _ in rows
+        for modality, count, method, quantile, error, *_ in rows
     ]
     write_csv(folder / "fusion.csv", ("method", "modality", "num_stations", "quantile", "error_m", "num_drops"), short)
-    full = [(*head, *_numbers(error), *_numbers(ratio)) for *head, error, ratio in rows]
+    full = [(*row[:4], *(text for value in row[4:] for text in _numbers(value))) for row in rows]
     write_csv(folder / "results.csv", HEADS, full)
     arrays: dict[str, NDArray[np.float64]] = {}
     for each in found:
@@ -105,19 +110,27 @@ def quantiles(values: Floats) -> Floats:
     return np.quantile(values, QUANTILES, axis=-1)
 
 
-def _rows(each: "FusionErrors") -> list[tuple[str, int, str, float, Value, Value]]:
-    """Modality, stations, method, quantile, error and its ratio to that of equal weights, paired."""
-    base = each.error_m.get("equal", next(iter(each.error_m.values())))
+def _rows(each: "FusionErrors") -> list[tuple[str, int, str, float, Value, Value | None, Value | None]]:
+    """Modality, stations, method, quantile, error and its paired ratios to those of `RATIOS`."""
     rows = []
     for method, error in each.error_m.items():
         values = bootstrapped(quantiles, error)
-        ratios = bootstrapped(lambda a, b: quantiles(a) / quantiles(b), error, base)
-        for quantile, value, ratio in zip(QUANTILES, values, ratios, strict=True):
-            rows.append((each.case.modality, len(each.case.stations), method, quantile, value, ratio))
+        equal, bayes = (_ratios(error, each.error_m.get(base)) for base in RATIOS)
+        for level, value, *ratios in zip(QUANTILES, values, equal, bayes, strict=True):
+            rows.append((each.case.modality, len(each.case.stations), method, level, value, ratios[0], ratios[1]))
     return rows
 
 
-def _numbers(value: Value) -> tuple[str, str, str]:
+def _ratios(error: Floats, base: Floats | None) -> Sequence[Value | None]:
+    """Ratios of quantiles; none where the base was not run."""
+    if base is None:
+        return [None] * len(QUANTILES)
+    return bootstrapped(lambda a, b: quantiles(a) / quantiles(b), error, base)
+
+
+def _numbers(value: Value | None) -> tuple[str, str, str]:
+    if value is None:
+        return "", "", ""
     return f"{value.value:.6g}", f"{value.low:.6g}", f"{value.high:.6g}"
 
 

@@ -36,6 +36,7 @@ class Law(NamedTuple):
     bias_scale_m: float  # [m]
     random_scale: bool  # the scale of a drop is itself uniform from 0 to `bias_scale_m`
     has_bias: Tensor  # [bs] bool
+    unbiased_share: float = 0.0  # probability of a drop without any bias
 
 
 class Posterior(NamedTuple):
@@ -92,15 +93,8 @@ def _log_posterior(points: Tensor, measured: StationMeasurements, law: Law, rang
     if bool(has_range.any()):
         excess = measured.range_m[..., None] - distance
         std, used = law.range_std[..., None], has_range[..., None]
-        if law.random_scale:
-            node, weight = _legendre(NODES, law.bias_scale_m)
-            terms = [
-                (range_law(excess, std, float(scale), law) * used).sum(1) + math.log(share)
-                for scale, share in zip(node, weight, strict=True)
-            ]
-            total = total + torch.logsumexp(torch.stack(terms), 0)
-        else:
-            total = total + (range_law(excess, std, law.bias_scale_m, law) * used).sum(1)
+        terms = [(range_law(excess, std, scale, law) * used).sum(1) + math.log(share) for scale, share in _scales(law)]
+        total = total + torch.logsumexp(torch.stack(terms), 0)
     return total
 
 
@@ -131,7 +125,11 @@ def _bound(excess: Tensor, std: Tensor, scale_m: float, law: Law) -> Tensor:
     return -0.5 * (outside / std).square() - decay * law.has_bias[:, None]
 
 
-def _legendre(count: int, largest: float) -> tuple[list[float], list[float]]:
-    """Nodes and weights of the mean over 0 to `largest`."""
-    node, weight = leggauss(count)
-    return (0.5 * largest * (node + 1.0)).tolist(), (0.5 * weight).tolist()
+def _scales(law: Law) -> list[tuple[float, float]]:
+    """Scales of the bias and their probabilities; an unknown scale at Gauss-Legendre nodes."""
+    found = [(law.bias_scale_m, 1.0)]
+    if law.random_scale:
+        node, weight = leggauss(NODES)
+        found = list(zip((0.5 * law.bias_scale_m * (node + 1.0)).tolist(), (0.5 * weight).tolist(), strict=True))
+    found = [(scale, (1.0 - law.unbiased_share) * share) for scale, share in found] + [(0.0, law.unbiased_share)]
+    return [(scale, share) for scale, share in found if share > 0]

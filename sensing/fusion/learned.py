@@ -129,6 +129,8 @@ class LearnedFusion(nn.Module):
         """Solution, weights [* 2 bs] and bias [* bs] before the first and after each correction."""
         unknown, direction = domain.unknown, measured.direction
         has = measured.precision > 0
+        # as many numbers as unknowns fit exactly, whatever their biases: nothing to correct anything by
+        redundant = (has[..., 0, :].sum(-1) + 2 * has[..., 1, :].sum(-1) > len(unknown))[..., None]
         weight, bias = has.to(start.dtype), torch.zeros_like(measured.range_m)
         solution = solve_position(start, measured, weight, bias, unknown, self.steps, direction)
         found = [(solution, weight, bias)]
@@ -137,6 +139,7 @@ class LearnedFusion(nn.Module):
             features, unit, residual, spread = self.features(position, measured, weight, bias, unknown)
             std = torch.where(has[..., 0, :], measured.range_std, 1.0)
             known = 1.0 / (1.0 + (spread / (FAINT * std)).pow(4))
+            known = torch.where(redundant, known, 0.0)
             raw = known[..., None] * site(features, unit, has.any(-2))
             factor = bounded_factor(raw[..., :2], self.limit).mT
             weight = torch.where(has, factor, 0.0)

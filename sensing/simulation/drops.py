@@ -46,6 +46,7 @@ class DropSampler:
         bias_scale_m: the scale [m].
         random_scale: each drop draws its own scale, uniform from 0 to `bias_scale_m`.
         biased: stations with a bias; None: all.
+        unbiased_share: probability of a drop without any bias, whatever the law.
         shuffle: the stations' deviations, true and assumed alike, are dealt out anew in every drop.
     """
 
@@ -62,6 +63,7 @@ class DropSampler:
         random_scale: bool = False,
         biased: Sequence[int] | None = None,
         shuffle: bool = False,
+        unbiased_share: float = 0.0,
     ) -> None:
         self.bs_position = torch.as_tensor(bs_position, dtype=torch.float64)
         if self.bs_position.ndim != 2 or self.bs_position.shape[-1] != 3 or not len(self.bs_position):
@@ -87,6 +89,9 @@ class DropSampler:
         chosen = list(range(stations)) if biased is None else list(biased)
         if not set(chosen) <= set(range(stations)):
             raise ConfigError(f"biased must name stations out of 0 to {stations - 1}, got {biased}")
+        if not 0 <= unbiased_share <= 1:
+            raise ConfigError(f"unbiased_share must be a probability, got {unbiased_share}")
+        self.unbiased_share = unbiased_share
         self.has_bias = np.isin(np.arange(stations), chosen)
         self.domain, self.bias, self.bias_scale_m = domain, bias, 0.0 if bias == "none" else bias_scale_m
         self.random_scale, self.shuffle = random_scale, shuffle
@@ -127,6 +132,7 @@ class DropSampler:
         order = rng.permuted(np.broadcast_to(np.arange(shape[1]), shape), axis=1)
         unit = {"none": 0.0 * uniform, "uniform": uniform, "exponential": exponential, "delta": 1.0 + 0.0 * uniform}
         scale = self.bias_scale_m * (share if self.random_scale else np.ones(count))
+        scale = np.where(rng.random(count) < self.unbiased_share, 0.0, scale)  # drawn last: other laws keep their drops
         bias = scale[:, None] * unit[self.bias] * self.has_bias
         std = [self.range_std, self.angle_std, self.assumed_range_std, self.assumed_angle_std]
         dealt = [each[order] if self.shuffle else np.broadcast_to(each, shape).copy() for each in std]
