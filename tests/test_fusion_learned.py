@@ -256,6 +256,15 @@ def test_blocks_are_seeded_and_fresh():
     assert not torch.equal(one[0].drops.position, next(iter(data.val_dataloader())).drops.position)
     assert torch.isinf(one[0].drops.measured.angle_std).all()
     assert torch.isfinite(one[1].drops.measured.angle_std).all()
+    some = DropDataModule(sampler(5), batch_size=16, modalities=["toa", "hybrid"], stations=[2, 5, 3]).datasets["train"]
+    tasks = [some[index] for index in range(12)]
+    assert [task.drops.measured.range_m.shape for task in tasks[:4]] == [(16, 2), (16, 5), (16, 3), (16, 2)]
+    assert torch.equal(tasks[1].drops.measured.range_m, sampler(5).block(0, "train", 1, 16).measured.range_m)
+    pairs = {tuple(task.drops.measured.bs_position[:, 0].tolist()) for task in tasks[::3]}
+    assert len(pairs) > 1
+    assert torch.equal(some[0].drops.measured.bs_position, tasks[0].drops.measured.bs_position)
+    with pytest.raises(ConfigError, match=r"data\.stations must be numbers of stations from 1 to 3, got \[4\]"):
+        DropDataModule(sampler(), stations=[4])
     with pytest.raises(ConfigError, match=r"data\.modalities must be out of"):
         DropDataModule(sampler(), modalities=["tdoa"])
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import lightning
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sensing.data.scenes import FreshSampler
@@ -31,21 +32,31 @@ class DropBlocks(Dataset[DropTask]):
         size: drops per block.
         blocks: number of blocks announced; any index >= 0 works.
         modalities: what the stations measure, `hybrid`, `toa` or `aoa`; block i has number i of these, cyclically.
+        stations: how many stations, chosen at random among those of the law, in the same way; empty: all.
     """
 
     def __init__(
-        self, sampler: DropSampler, seed: int, split: str, size: int, blocks: int, modalities: Sequence[str]
+        self,
+        sampler: DropSampler,
+        seed: int,
+        split: str,
+        size: int,
+        blocks: int,
+        modalities: Sequence[str],
+        stations: Sequence[int] = (),
     ) -> None:
         self.sampler, self.seed, self.split, self.size, self.blocks = sampler, seed, split, size, blocks
-        self.modalities = list(modalities)
+        self.modalities, self.stations = list(modalities), list(stations) or [len(sampler.bs_position)]
 
     def __len__(self) -> int:
         return self.blocks
 
     def __getitem__(self, index: int) -> DropTask:
         drops = self.sampler.block(self.seed, self.split, index, self.size)
-        modality = self.modalities[index % len(self.modalities)]
-        return DropTask(drops._replace(measured=drops.measured.only(modality)), self.sampler.domain, index)
+        measured = drops.measured.only(self.modalities[index % len(self.modalities)])
+        order = np.random.default_rng([self.seed, index]).permutation(len(self.sampler.bs_position))
+        chosen = sorted(order[: self.stations[index % len(self.stations)]].tolist())
+        return DropTask(drops._replace(measured=measured.stations(chosen)), self.sampler.domain, index)
 
 
 class DropDataModule(lightning.LightningDataModule):
@@ -59,6 +70,7 @@ class DropDataModule(lightning.LightningDataModule):
         val_batches: validation batches, the same in every epoch.
         test_batches: test batches, never seen in training or model selection.
         modalities: of the batches, in turn.
+        stations: numbers of stations of the batches, in turn, chosen at random among those of the law; empty: all.
         num_workers: processes that draw drops.
     """
 
@@ -71,6 +83,7 @@ class DropDataModule(lightning.LightningDataModule):
         val_batches: int = 8,
         test_batches: int = 8,
         modalities: Sequence[str] = ("hybrid", "toa", "hybrid", "aoa"),
+        stations: Sequence[int] = (),
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -85,11 +98,14 @@ class DropDataModule(lightning.LightningDataModule):
                 raise ConfigError(f"data.{name} must be >= 1, got {value}")
         if not modalities or not set(modalities) <= set(MODALITIES):
             raise ConfigError(f"data.modalities must be out of {list(MODALITIES)}, got {list(modalities)}")
+        most = len(sampler.bs_position)
+        if not all(isinstance(count, int) and 1 <= count <= most for count in stations):
+            raise ConfigError(f"data.stations must be numbers of stations from 1 to {most}, got {list(stations)}")
         if num_workers < 0:
             raise ConfigError(f"data.num_workers must be >= 0, got {num_workers}")
         self.num_workers = num_workers
         self.datasets = {
-            split: DropBlocks(sampler, seed, split, batch_size, blocks, modalities)
+            split: DropBlocks(sampler, seed, split, batch_size, blocks, modalities, stations)
             for split, blocks in (("train", batches_per_epoch), ("val", val_batches), ("test", test_batches))
         }
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import sensing
@@ -53,7 +53,7 @@ def write_weights(path: str | Path, weights: Weights) -> None:
         "digest": _digest(state),
     }
     with atomic_path(path) as part:
-        save_file(state, part, {key: json.dumps(value) for key, value in header.items()})
+        part.write_bytes(save(state, {key: json.dumps(value) for key, value in header.items()}))
 
 
 def read_weights(path: str | Path) -> Weights:
