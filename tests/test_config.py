@@ -152,7 +152,7 @@ def test_yaml_and_python_have_the_same_defaults():
         (fused["loss"], defaults(FusionLoss)),
         (
             {name: value for name, value in fused["data"].items() if name != "sampler"},
-            defaults(DropDataModule) | {"modalities": ["hybrid", "toa", "hybrid", "aoa"]},
+            defaults(DropDataModule) | {"modalities": ["hybrid", "toa", "hybrid", "aoa"], "stations": []},
         ),
         (
             {name: value for name, value in fused["drops"].items() if name not in law},
