@@ -21,7 +21,7 @@ LAYERS = [
     "pretrained",
     "evaluation",
     "learning",
-    "options preflight about runs",
+    "options preflight about runs sweeps",
     "cli",
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}

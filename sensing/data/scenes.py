@@ -30,7 +30,8 @@ class Draw(NamedTuple):
     scene: Scene
     noise: Tensor  # [* bs ant sc] CN(0, 1)
     snr_db: Tensor  # [*]
-    index: Tensor  # type: ignore[assignment]  # [*] running number, hides tuple.index
+    index: Tensor  # type: ignore[assignment]  # [*], hides tuple.index
+    number: Tensor  # [*] running; the index unless scenes repeat
 
 
 class Task(NamedTuple):
@@ -72,7 +73,7 @@ class SceneDataset(Dataset[Draw]):
         scene = map_tensors(simulator.scenes(self.split, [index]), lambda field: field[0])
         noise = unit_noise(self.shape, simulator.seed, self.split, [index])[0]
         snr = scene_generator(simulator.seed, self.split, index, SNR_STREAM).uniform(self.low, self.high)
-        return Draw(scene, noise, torch.tensor(snr, dtype=torch.float64), torch.tensor(number))
+        return Draw(scene, noise, torch.tensor(snr, dtype=torch.float64), torch.tensor(index), torch.tensor(number))
 
 
 class FreshSampler(Sampler[int]):
@@ -204,10 +205,11 @@ class SceneDataModule(lightning.LightningDataModule):
         channel = self.simulator.channel(draw.scene, split, draw.index.tolist())
         example = self.simulator.observe(draw.scene, channel, draw.noise, draw.snr_db)
         bound = uplink_bound(draw.scene, example.true_noise_var, deployment)
-        number = int(draw.index[0]) // self.batch_size
+        processes = self.trainer.world_size if self.trainer else 1  # these share the numbers of a batch
+        number = int(draw.number[0]) // (self.batch_size * processes)
         if split == "train" and self.detected_every and number % self.detected_every == self.detected_every - 1:
             return Task(example, deployment, bound.ue_position_m, None, draw.index, draw.snr_db)
-        rngs = [scene_generator(self.simulator.seed, split, i, START_STREAM) for i in draw.index.tolist()]
+        rngs = [scene_generator(self.simulator.seed, split, i, START_STREAM) for i in draw.number.tolist()]
         low, high = self.amplitude[split]
         size = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float64, device=channel.device)
         start = perturbed_start(example, deployment, bound.covariance, size, self.ghosts, rngs)

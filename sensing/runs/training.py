@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sensing.about import SCENE_KEYS, about_training
 from sensing.errors import ConfigError
+from sensing.evaluation.csv_file import write_csv
 from sensing.preflight import check_training
 from sensing.runs.build import build_simulator
 from sensing.runs.commands import evaluate_command, own_command
@@ -67,6 +68,7 @@ def train(config: DictConfig) -> float:
     chosen = trainer.validate(learner, data, ckpt_path=best, verbose=False)[0]
     after = trainer.test(learner, data, verbose=False)[0]
     if trainer.is_global_zero:
+        _write_measures(Path(settings["output_dir"]), before, after, chosen)
         print_comparison(before, after, "untrained" if settings["init_from"] is None else "before")
         if settings["export"] is not None:
             learner.export(settings["export"], **about_training(settings, own_command("train")))
@@ -97,6 +99,16 @@ def print_comparison(before: Mapping[str, float], after: Mapping[str, float], st
     for name, value in after.items():
         table.add_row(name, f"{before.get(name, float('nan')):.4g}", f"{value:.4g}")
     Console().print(table)
+
+
+def _write_measures(folder: Path, *measured: Mapping[str, float]) -> None:
+    """Write training.csv: test metrics before and after training, and those of the validation of the chosen weights."""
+    rows = [
+        [name.split("/", 1)[-1], statistic, value]
+        for statistic, values in zip(("before", "trained", "validation"), measured, strict=True)
+        for name, value in values.items()
+    ]
+    write_csv(folder / "training.csv", ("metric", "statistic", "value"), rows)
 
 
 def _quiet_lightning() -> None:
