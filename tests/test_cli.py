@@ -158,19 +158,3 @@ def test_broken_checkpoint_is_refused(tmp_path):
     done = run("evaluate.py", "checkpoint=broken.ckpt", "hydra.run.dir=report", cwd=tmp_path, code=1)
     assert "CheckpointError" in done.stderr
     assert not list((tmp_path / "report").glob("*.csv"))
-
-
-def test_a_failing_job_does_not_stop_a_sweep(tmp_path):
-    """Basic launcher: the job after the bad one runs; the exit code is 1."""
-    arguments = ["-m", "estimators=[nomp_ls]", "eval.snr_db=[10]", "eval.num_scenes=-1,1", "hydra.sweep.dir=sweep"]
-    done = run("evaluate.py", *arguments, *SMALL[:3], cwd=tmp_path, code=1)
-    assert "eval.num_scenes must be" in done.stderr
-    assert (tmp_path / "sweep/1/report.html").is_file()
-
-
-def test_sweep_with_joblib(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    arguments = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "hydra.sweep.dir=sweep"]
-    small = ["estimators=[nomp_ls]", "eval.snr_db=[10]", "eval.num_scenes=1", "eval.progress=false"]
-    run("evaluate.py", *arguments, *SMALL[:3], *small, cwd=tmp_path)
-    assert [(tmp_path / f"sweep/{job}/results.csv").is_file() for job in (0, 1)] == [True, True]
