@@ -23,7 +23,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def test_failing_job_stops_no_sweep_and_what_is_done_is_not_run_again(tmp_path):
-    """Basic launcher: the job after the bad one runs, the exit code is 1, the value can be mended in the same folder."""
+    """Basic launcher: the job after the bad one runs, the exit code is 1, the value can be mended and the rest kept."""
     arguments = ["-m", *EVALUATE, "hydra.sweep.dir=sweep"]
     done = run("evaluate.py", *arguments, "eval.num_scenes=-1,1", cwd=tmp_path, code=1)
     assert "eval.num_scenes must be" in done.stderr

@@ -37,7 +37,11 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_the_package_with_all_of_conf_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"sensing", f"sensing-{sensing.__version__}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        *("sensing", "hydra_plugins", f"sensing-{sensing.__version__}.dist-info")
+    }
+    assert "hydra_plugins/sensing_optuna/sweeper.py" in names
+    assert "hydra_plugins/__init__.py" not in names  # a namespace that other packages share
     wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
     assert wanted
     assert {name.removeprefix("sensing/") for name in names if name.endswith(".yaml")} == wanted

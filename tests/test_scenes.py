@@ -146,6 +146,7 @@ def test_distinct_scenes_repeat_with_other_starts_and_keep_the_schedule(tiny):
     y, wanted = (torch.cat([task.example.observation.y for task in each]) for each in (tasks, plain))
     assert torch.equal(y, wanted[[0, 1, 2, 0, 1, 2, 0, 1]])
     assert [task.start is None for task in tasks] == [task.start is None for task in plain] == [False, True] * 2
+    assert torch.cat([task.index for task in tasks]).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     assert not torch.equal(tasks[0].start.ue_position[1], tasks[2].start.ue_position[0])  # numbers 1 and 4
     assert same(tasks[0].start, plain[0].start)
     held = [module(tiny, num_train_scenes=count).datasets["val"][0] for count in (3, None)]
