@@ -202,7 +202,11 @@ def _clipped_distance(
     return torch.fmin(distance, distance.new_tensor(cutoff))  # the cutoff where the distance is NaN
 
 
-def converged(error: Tensor, peb: Tensor, factor: float = 3.0) -> Tensor:
+CONVERGED = 3.0
+"""Errors below so many bounds count as converged."""
+
+
+def converged(error: Tensor, peb: Tensor, factor: float = CONVERGED) -> Tensor:
     """Whether the error is below `factor` times the bound, [*] bool; false where either is not finite."""
     return torch.isfinite(peb) & (error < factor * peb)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from sensing.bounds.radar import BoundModel
+from sensing.estimator import LocationEstimator
 from sensing.fusion.learned import LearnedFusion
 from sensing.simulation import Simulator
 
@@ -26,6 +27,9 @@ class Build(Protocol):
 
     def fusion(self, checkpoint: str) -> LearnedFusion:
         """The learned fusion of a checkpoint."""
+
+    def calibrated(self, num_scenes: int, snr_db: float, progress: bool) -> LocationEstimator:
+        """The classical estimator, its arrays calibrated by unlabelled scenes."""
 
     def network(self) -> BoundModel:
         """Bound of `network`."""

@@ -6,16 +6,20 @@ Needs observations only: neither positions nor channels. See `sensing.inference.
 from collections.abc import Mapping
 from typing import Any
 
+import lightning
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
 from sensing.containers import Geometry, Observation
-from sensing.data.scenes import Task
+from sensing.data.scenes import SceneDataModule, Task
 from sensing.errors import ConfigError
+from sensing.estimator import LocationEstimator
 from sensing.inference.calibration import Anderson, ArrayCalibration, GainStatistics
 from sensing.inference.unrolled import Refined
 from sensing.learning.learner import Learner, channel_of
 from sensing.metrics import nmse_db
+from sensing.simulation import Simulator
 
 
 class CalibrationLearner(Learner):
@@ -146,3 +150,46 @@ class CalibrationLearner(Learner):
 def _loss(refined: Refined) -> Tensor:
     """Negative log evidence per entry of the observation, up to a constant, [*]."""
     return -refined.final.objective / refined.problem.y[0].numel()
+
+
+def self_calibrated(
+    simulator: Simulator,
+    estimator: Mapping[str, Any],
+    num_scenes: int = 200,
+    snr_db: float = 10.0,
+    epochs: int = 13,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> LocationEstimator:
+    """An estimator whose arrays are calibrated by unlabelled scenes of the split `train`.
+
+    Args:
+        simulator: with element errors.
+        estimator: arguments of `build_estimator` without the calibration.
+        num_scenes: scenes to learn from.
+        snr_db: their SNR [dB].
+        epochs: EM updates.
+        batch_size: scenes at once.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: a count below one.
+    """
+    data = SceneDataModule(
+        simulator,
+        batch_size=batch_size,
+        scenes_per_epoch=num_scenes,
+        num_train_scenes=num_scenes,
+        snr_db=[snr_db, snr_db],
+        detected_every=0,
+    )
+    deployment = simulator.deployment
+    shape = {"num_stations": len(deployment.bs_position), "num_antennas": len(deployment.antenna_local)}
+    learner = CalibrationLearner({**estimator, "calibration": shape}, {}, {})
+    trainer = lightning.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=progress, limit_val_batches=0, num_sanity_val_steps=0,
+        callbacks=[RichProgressBar(leave=False)] if progress else [],
+    )  # fmt: skip
+    trainer.fit(learner, data)
+    return learner.estimator.eval()

@@ -10,6 +10,7 @@ from sensing import options
 from sensing.baselines import Detector
 from sensing.containers import Deployment
 from sensing.errors import ConfigError
+from sensing.estimator import LocationEstimator
 from sensing.evaluation.runner import front_end
 from sensing.fusion.learned import LearnedFusion
 from sensing.preflight import check_scene
@@ -136,6 +137,14 @@ class Builder:
         from sensing.learning import FusionLearner  # pulls lightning, which takes seconds to import
 
         return FusionLearner.load(checkpoint).fusion
+
+    def calibrated(self, num_scenes: int, snr_db: float, progress: bool) -> LocationEstimator:
+        """The classical estimator, its arrays calibrated by unlabelled scenes."""
+        from sensing.learning import self_calibrated
+
+        node = plain(self.config)["available"]["classical"]
+        settings = {name: value for name, value in node.items() if name not in ("_target_", "calibration")}
+        return self_calibrated(self.simulator(), settings, num_scenes, snr_db, progress=progress)
 
     def network(self) -> Any:
         """Bound of `network`, a `sensing.bounds.radar.BoundModel`."""

@@ -1,0 +1,120 @@
+"""Task `array_errors`: arrays with errors of their elements, as they are and calibrated by unlabelled scenes."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sensing.errors import ConfigError
+from sensing.estimator import build_estimator
+from sensing.evaluation.array_errors_output import write_array_errors
+from sensing.evaluation.statistics import Floats
+from sensing.evaluation.sweep import run_sweep
+from sensing.evaluation.task import Build
+
+IDEAL = "ideal_array"
+"""Row of the first method on arrays without errors: the same scenes and the same noise."""
+
+
+class Measured(NamedTuple):
+    """What a method did at one severity, on the scenes of all seeds."""
+
+    severity: float
+    method: str
+    error_m: Floats  # [seed scene]
+    over_peb: Floats  # [seed scene]
+    flagged: Floats  # [seed scene]
+    seconds: float  # per scene
+    num_train_scenes: int  # unlabelled scenes that it was calibrated with; 0: not at all
+    fit_seconds: float  # of the calibration
+    parameters: int
+
+
+def array_errors(
+    build: Build,
+    folder: str | Path,
+    methods: Mapping[str, Mapping[str, Any]],
+    num_train_scenes: Sequence[int] = (200,),
+    severities: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0, 1, 2),
+    num_scenes: int = 200,
+    snr_db: float = 10.0,
+    batch_size: int = 16,
+    split: str = "test",
+    progress: bool = True,
+    settings: str = "",
+    command: str = "",
+    notes: Mapping[str, str] | None = None,
+) -> list[Measured]:
+    """Locate with uncalibrated and with calibrated arrays; write results.csv, per_scene.npz, a figure and report.html.
+
+    Args:
+        build: builds the scenes, their `impairments` included.
+        folder: run folder, made if absent.
+        methods: estimators without calibration by name, arguments of `build_estimator`.
+        num_train_scenes: unlabelled scenes of a calibration; a row for each.
+        severities: of the impairments; a part of the table for each.
+        seeds: of scenes and hardware.
+        num_scenes: test scenes of each seed.
+        snr_db: SNR in training and test [dB].
+        batch_size: scenes at once.
+        split: which stream of scenes is the test.
+        progress: show progress bars.
+        settings: configuration as text, for the report.
+        command: the command that made it, for the report.
+        notes: further facts for the report, by name.
+
+    Raises:
+        SensingError: a value does not fit, before any work is done.
+    """
+    for name, values in (("num_train_scenes", num_train_scenes), ("severities", severities), ("seeds", seeds)):
+        if len(set(values)) != len(values) or not all(value >= 0 for value in values):
+            raise ConfigError(f"task.{name} must hold distinct numbers >= 0, got {list(values)}")
+    if not methods or not severities or not seeds or num_scenes < 1:
+        raise ConfigError("task.methods, severities, seeds and num_scenes must not be empty or zero")
+    if split not in ("val", "test"):
+        raise ConfigError(f"task.split must be val or test, got {split!r}")
+    plain = {name: build_estimator(**{"name": name, **each}) for name, each in methods.items()}
+    plans = {
+        (severity, seed): build.varied({"impairments.severity": float(severity), "seed": int(seed)})
+        for severity in (0.0, *severities)
+        for seed in seeds
+    }
+    parts: dict[tuple[float, str], list[Measured]] = {}
+    first = next(iter(plain))
+    for (severity, _), plan in plans.items():
+        estimators: dict[str, Any] = dict(plain) if severity else {IDEAL: plain[first]}
+        spent: dict[str, tuple[int, float, int]] = {}
+        for count in num_train_scenes if severity else ():
+            name, began = f"self_calibrated_{count}", time.perf_counter()
+            estimators[name] = plan.calibrated(count, snr_db, progress)
+            size = sum(p.numel() for p in estimators[name].calibration.parameters())
+            spent[name] = count, time.perf_counter() - began, size
+        for name, estimator in estimators.items():  # apart: each has its own idea of the noise
+            found = run_sweep(
+                plan.simulator(), {name: estimator}, {}, [snr_db], num_scenes, split, batch_size, progress,
+                noise=getattr(estimator, "noise", "known"),
+            )  # fmt: skip
+            scores, (count, fit, size) = found.scores[name], spent.get(name, (0, 0.0, 0))
+            error, bound = scores["ue_error_m"][0], found.bounds["peb"]["ue_error_m"][0]
+            part = Measured(
+                severity, name, error, error / bound, scores["flags"][0] != 0, float(np.mean(scores["time_s"])),
+                count, fit, size,
+            )  # fmt: skip
+            parts.setdefault((severity, name), []).append(part)
+    results = [_joined(each) for each in parts.values()]
+    write_array_errors(results, Path(folder), settings, command, notes)
+    return results
+
+
+def _joined(parts: Sequence[Measured]) -> Measured:
+    """The seeds of one method together."""
+    return parts[0]._replace(
+        error_m=np.stack([part.error_m for part in parts]),
+        over_peb=np.stack([part.over_peb for part in parts]),
+        flagged=np.stack([part.flagged for part in parts]),
+        seconds=float(np.mean([part.seconds for part in parts])),
+        fit_seconds=float(np.mean([part.fit_seconds for part in parts])),
+    )
