@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from sensing.containers import Geometry, Observation
@@ -80,9 +81,9 @@ class CalibrationLearner(Learner):
         assert self.estimator.calibration is not None
         return self.estimator.calibration
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """No optimizer: the M-step has a closed form."""
-        return []
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Steps of length one: an M-step is written as its gradient, so that the Trainer counts and saves it."""
+        return torch.optim.SGD(self.calibration.parameters(), lr=1.0)
 
     def on_train_epoch_start(self) -> None:
         """Empty sums; forget starts and mixing where the paths are detected anew."""
@@ -114,7 +115,15 @@ class CalibrationLearner(Learner):
         statistics.match, statistics.energy = torch.view_as_complex(match.contiguous()), energy
         point = self.calibration.vector()
         following = self.anderson.step(point, statistics.updated())
-        self.calibration.assign(following)
+        before = [parameter.detach().clone() for parameter in self.calibration.parameters()]
+        self.calibration.assign(following)  # checks it, and fixes the gauge
+        for parameter, old in zip(self.calibration.parameters(), before, strict=True):
+            parameter.grad = old - parameter.detach()
+            parameter.copy_(old)
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.step()
+        optimizer.zero_grad()
         self.log("train/change_rms", (following - point).square().mean().sqrt(), prog_bar=True)
 
     def on_after_backward(self) -> None:
