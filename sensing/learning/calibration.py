@@ -95,7 +95,7 @@ class CalibrationLearner(Learner):
 
     @torch.no_grad()
     def training_step(self, task: Task, batch_idx: int) -> None:  # type: ignore[override]
-        """Sums of one batch."""
+        """Sums of one batch; after the last one the M-step."""
         observation = self.calibration(task.example.observation)
         share = self.model_error[self.current_epoch] if self.current_epoch < len(self.model_error) else 0.0
         noise = observation.noise_var + share * observation.y.abs().square().mean((-2, -1))
@@ -104,9 +104,10 @@ class CalibrationLearner(Learner):
         self.log(
             "train/loss", _loss(refined).mean(), prog_bar=True, batch_size=len(task.index), on_step=False, on_epoch=True
         )
+        if self.trainer.is_last_batch:  # inside a training step: the Trainer counts no optimizer steps elsewhere
+            self._update()
 
-    @torch.no_grad()
-    def on_train_epoch_end(self) -> None:
+    def _update(self) -> None:
         """The M-step, mixed with those of earlier epochs."""
         statistics = self.statistics
         match, energy = self.all_gather((torch.view_as_real(statistics.match), statistics.energy))
