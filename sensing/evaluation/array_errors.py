@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sensing.containers import Deployment, Estimate, Example, Observation
 from sensing.errors import ConfigError
-from sensing.estimator import build_estimator
+from sensing.estimator import LocationEstimator, build_estimator
 from sensing.evaluation.array_errors_output import write_array_errors
 from sensing.evaluation.statistics import Floats
 from sensing.evaluation.sweep import run_sweep
@@ -16,6 +17,29 @@ from sensing.evaluation.task import Build
 
 IDEAL = "ideal_array"
 """Row of the first method on arrays without errors: the same scenes and the same noise."""
+
+
+class Cautious:
+    """An estimator that is told more noise: errors of the model are in proportion to the power.
+
+    Args:
+        estimator: what locates.
+        share: added noise variance over the mean power of a station's observation.
+    """
+
+    needs_truth, front_end = False, None
+
+    def __init__(self, estimator: LocationEstimator, share: float) -> None:
+        if not 0 <= share < 1:
+            raise ConfigError(f"noise_share must lie in [0, 1), got {share}")
+        self.estimator, self.share = estimator, share
+
+    def __call__(
+        self, observation: Observation, deployment: Deployment, paths: None = None, truth: Example | None = None
+    ) -> Estimate:
+        """See `sensing.estimator.Estimator`."""
+        more = self.share * observation.y.abs().square().mean((-2, -1))
+        return self.estimator(observation._replace(noise_var=observation.noise_var + more), deployment)
 
 
 class Measured(NamedTuple):
@@ -53,7 +77,8 @@ def array_errors(
     Args:
         build: builds the scenes, their `impairments` included.
         folder: run folder, made if absent.
-        methods: estimators without calibration by name, arguments of `build_estimator`.
+        methods: estimators without calibration by name: arguments of `build_estimator`, and `noise_share`, the noise
+            variance that they add over the mean power.
         num_train_scenes: unlabelled scenes of a calibration; a row for each.
         severities: of the impairments; a part of the table for each.
         seeds: of scenes and hardware.
@@ -76,7 +101,7 @@ def array_errors(
         raise ConfigError("task.methods, severities, seeds and num_scenes must not be empty or zero")
     if split not in ("val", "test"):
         raise ConfigError(f"task.split must be val or test, got {split!r}")
-    plain = {name: build_estimator(**{"name": name, **each}) for name, each in methods.items()}
+    plain = {name: _estimator(name, **each) for name, each in methods.items()}
     plans = {
         (severity, seed): build.varied({"impairments.severity": float(severity), "seed": int(seed)})
         for severity in (0.0, *severities)
@@ -107,6 +132,11 @@ def array_errors(
     results = [_joined(each) for each in parts.values()]
     write_array_errors(results, Path(folder), settings, command, notes)
     return results
+
+
+def _estimator(name: str, noise_share: float = 0.0, **settings: Any) -> Any:
+    estimator = build_estimator(**{"name": name, **settings})
+    return Cautious(estimator, noise_share) if noise_share else estimator
 
 
 def _joined(parts: Sequence[Measured]) -> Measured:
