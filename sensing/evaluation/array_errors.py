@@ -16,7 +16,7 @@ from sensing.evaluation.sweep import run_sweep
 from sensing.evaluation.task import Build
 
 IDEAL = "ideal_array"
-"""Row of the first method on arrays without errors: the same scenes and the same noise."""
+"""Row of the classical estimator on arrays without errors: the same scenes and the same noise."""
 
 
 class Cautious:
@@ -97,8 +97,8 @@ def array_errors(
     for name, values in (("num_train_scenes", num_train_scenes), ("severities", severities), ("seeds", seeds)):
         if len(set(values)) != len(values) or not all(value >= 0 for value in values):
             raise ConfigError(f"task.{name} must hold distinct numbers >= 0, got {list(values)}")
-    if not methods or not severities or not seeds or num_scenes < 1:
-        raise ConfigError("task.methods, severities, seeds and num_scenes must not be empty or zero")
+    if not severities or not seeds or num_scenes < 1:
+        raise ConfigError("task.severities, seeds and num_scenes must not be empty or zero")
     if split not in ("val", "test"):
         raise ConfigError(f"task.split must be val or test, got {split!r}")
     plain = {name: _estimator(name, **each) for name, each in methods.items()}
@@ -108,9 +108,8 @@ def array_errors(
         for seed in seeds
     }
     parts: dict[tuple[float, str], list[Measured]] = {}
-    first = next(iter(plain))
     for (severity, _), plan in plans.items():
-        estimators: dict[str, Any] = dict(plain) if severity else {IDEAL: plain[first]}
+        estimators: dict[str, Any] = dict(plain) if severity else {IDEAL: build_estimator()}
         spent: dict[str, tuple[int, float, int]] = {}
         for count in num_train_scenes if severity else ():
             name, began = f"self_calibrated_{count}", time.perf_counter()
