@@ -21,7 +21,7 @@ from sensing.fusion.domain import Domain
 from sensing.fusion.measurements import StationMeasurements
 from sensing.fusion.modes import OPEN, judged
 from sensing.fusion.network import NeutralNetwork, bounded_factor
-from sensing.fusion.solve import DAMPING, Solution, normal_equations, solve_position, solve_small
+from sensing.fusion.solve import DAMPING, Solution, normal_equations, pose, solve_position, solve_small
 from sensing.fusion.start import start_position
 
 FAINT = 100.0
@@ -71,8 +71,9 @@ class SiteNetwork(NeutralNetwork):
         index = torch.arange(stations, device=exists.device)
         others = (index[:, None] + index[1:]) % stations  # [to from]: all but itself
         cosine = (unit[..., :, None, :] * unit[..., others, :]).sum(-1, keepdim=True)
-        message = self.sender(features)[..., others, :] + self.receiver(features)[..., :, None, :]
-        message = torch.tanh(torch.addcmul(message, cosine, self.angle.weight[:, 0]))  # [* to from hidden]
+        # in place: the largest tensors, for which memory would be had anew
+        message = self.sender(features)[..., others, :].add_(self.receiver(features)[..., :, None, :])
+        message = message.addcmul_(cosine, self.angle.weight[:, 0]).tanh_()  # [* to from hidden]
         heard, loudest = exists[..., others, None], message
         if not bool(heard.all()):
             message = torch.where(heard, message, 0.0)
@@ -136,7 +137,7 @@ class LearnedFusion(nn.Module):
         found = [(solution, weight, bias)]
         for site in self.sites:
             position = found[-1][0].position
-            features, unit, residual, spread = self.features(position, measured, weight, bias, unknown)
+            features, unit, residual, spread = self.features(position, measured, weight, bias, unknown, direction)
             std = torch.where(has[..., 0, :], measured.range_std, 1.0)
             known = 1.0 / (1.0 + (spread / (FAINT * std)).pow(4))
             known = torch.where(redundant, known, 0.0)
@@ -151,23 +152,29 @@ class LearnedFusion(nn.Module):
         return found
 
     def features(
-        self, position: Tensor, measured: StationMeasurements, weight: Tensor, bias: Tensor, unknown: list[int]
+        self,
+        position: Tensor,
+        measured: StationMeasurements,
+        weight: Tensor,
+        bias: Tensor,
+        unknown: list[int],
+        direction: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What a layer sees, [* bs features]; units [* bs xyz], cavity residuals and deviations [* bs] [m].
 
         The unit of length is 1 m, as biases have a law in metres.
         """
-        normal = normal_equations(position, measured, weight, bias, unknown)
+        normal = normal_equations(position, pose(measured, weight, bias, unknown, direction))
         has_range, has_angle = (measured.precision > 0).unbind(-2)
         along = normal.unit[..., unknown]
         strength = weight[..., 0, :] * measured.precision[..., 0, :]
         excess = measured.range_m - bias - normal.distance
         own = strength[..., None, None] * along[..., :, None] * along[..., None, :]
-        total = normal.matrix.sum(-3)
+        total = normal.information
         scale = total.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
         ridge = DAMPING * scale * torch.eye(len(unknown), dtype=total.dtype)
         cavity = total[..., None, :, :] - own + ridge[..., None, :, :]
-        pull = normal.vector.sum(-2)[..., None, :] - (strength * excess)[..., None] * along
+        pull = normal.vector[..., None, :] - (strength * excess)[..., None] * along
         solved = solve_small(cavity, torch.stack([pull, along], -1))
         step, reach = solved.unbind(-1)
         variance = (along * reach).sum(-1).clamp_min(0.0)
@@ -180,7 +187,8 @@ class LearnedFusion(nn.Module):
         there[..., unknown] = there[..., unknown] + step
         residual = measured.range_m - torch.linalg.vector_norm(there - measured.bs_position, dim=-1)
         angle_std = torch.where(has_angle, measured.angle_std, 1.0)
-        miss = torch.linalg.vector_norm(measured.direction - normal.unit, dim=-1) / angle_std
+        direction = measured.direction if direction is None else direction
+        miss = torch.linalg.vector_norm(direction - normal.unit, dim=-1) / angle_std
         zero = torch.zeros_like(residual)
         ranges = [torch.asinh(residual / spread), torch.asinh(residual), spread.log(), std.log(), bias / spread]
         across = (angle_std * normal.distance).clamp_min(torch.finfo(angle_std.dtype).tiny)

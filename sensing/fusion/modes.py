@@ -14,7 +14,7 @@ from torch import Tensor
 from sensing.fusion.domain import Domain, Lattice
 from sensing.fusion.likelihoods import log_likelihood
 from sensing.fusion.measurements import StationMeasurements
-from sensing.fusion.solve import DAMPING, normal_equations, solve_position
+from sensing.fusion.solve import DAMPING, normal_equations, pose, solve_position, solve_small
 from sensing.fusion.start import INDISTINCT, station_plane
 
 OPEN = 1e-9
@@ -29,7 +29,7 @@ LONE = 0.999
 UNSETTLED = 0.01
 """Squared length of the next Gauss-Newton step, in deviations, above which the position has not converged."""
 
-COARSE, BEST, CLOSER, FINE = 500, 8, 4, 0.005
+COARSE, BEST, CLOSER, FINE = 500, 4, 4, 0.005
 """Search of a pool's best point: cells tried first, those followed up, ratio of spacings, last spacing in cells."""
 
 
@@ -182,11 +182,11 @@ def _chosen_at(rows: Tensor, one: Mode, other: Mode) -> Mode:
 
 def _mode(position: Tensor, pool: Pool) -> Mode:
     """Pool at a position."""
-    normal = normal_equations(position, pool.measured, pool.weight, pool.bias_m, pool.domain.unknown)
-    information, vector = normal.matrix.sum(-3), normal.vector.sum(-2)
+    normal = normal_equations(position, pose(pool.measured, pool.weight, pool.bias_m, pool.domain.unknown))
+    information, vector = normal.information, normal.vector
     trace = information.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     ridge = DAMPING * trace * torch.eye(vector.shape[-1], dtype=vector.dtype)
-    left = (vector * torch.linalg.solve(information.detach() + ridge, vector.detach())).sum(-1)
+    left = (vector * solve_small(information.detach() + ridge, vector.detach()[..., None])[..., 0]).sum(-1)
     return Mode(position, normal.cost, information, ~pool.lattice.contains(position.detach()), left < UNSETTLED)
 
 

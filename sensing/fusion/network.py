@@ -25,7 +25,7 @@ class NeutralNetwork(nn.Module):
 
     def raw(self, features: Tensor) -> Tensor:
         """Features [* features] to [* outputs]."""
-        return self.outer(torch.tanh(self.inner(features)))
+        return self.outer(self.inner(features).tanh_())
 
 
 def bounded_factor(raw: Tensor, limit: float) -> Tensor:

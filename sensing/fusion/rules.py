@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sensing.errors import DomainError
 from sensing.fusion.measurements import StationMeasurements
-from sensing.fusion.solve import normal_equations
+from sensing.fusion.solve import Problem, normal_equations, pose
 
 
 def equal_weights(measured: StationMeasurements) -> Tensor:
@@ -82,9 +82,9 @@ def best_station(measured: StationMeasurements, position: Tensor, unknown: list[
 
 def _informations(measured: StationMeasurements, position: Tensor, unknown: list[int]) -> Tensor:
     """Information of every member about the unknown coordinates, [* member n n]."""
-    parts = []
-    for modality in (0, 1):
-        weight = torch.zeros_like(measured.precision)
-        weight[..., modality, :] = 1.0
-        parts.append(normal_equations(position, measured, weight, None, unknown).matrix)
-    return torch.cat(parts, -3)
+    precision = measured.precision
+    each = torch.diag_embed(precision.flatten(-2)).unflatten(-1, precision.shape[-2:])  # [* member 2 bs]
+    problem = pose(measured, torch.ones_like(precision), None, unknown)
+    fields = (field[..., None, :, :] for field in (problem.bs_position, problem.direction))
+    problem = Problem(next(fields), problem.range_m[..., None, :], next(fields), each, unknown)
+    return normal_equations(position[..., None, :], problem).information

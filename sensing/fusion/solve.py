@@ -27,54 +27,71 @@ class Solution(NamedTuple):
     cost: Tensor  # [*] half the weighted squared residuals at the position before the last step
 
 
-class Normal(NamedTuple):
-    """Normal equations of every station, which add up."""
+class Problem(NamedTuple):
+    """A weighted pool as a least-squares problem."""
 
-    matrix: Tensor  # [* bs n n] weighted
-    vector: Tensor  # [* bs n]
+    bs_position: Tensor  # [bs xyz] or [* bs xyz] [m]
+    range_m: Tensor  # [* bs] bias taken off [m]
+    direction: Tensor  # [* bs xyz]
+    strength: Tensor  # [* 2 bs] weights times precisions, of ranges and directions
+    unknown: list[int]  # coordinates to solve for
+
+
+class Normal(NamedTuple):
+    """Normal equations at a position, and what they are made of."""
+
+    information: Tensor  # [* n n] weighted
+    vector: Tensor  # [* n]
     cost: Tensor  # [*]
     distance: Tensor  # [* bs]
     unit: Tensor  # [* bs xyz] from the station to the position
 
 
-def normal_equations(
-    position: Tensor,
+def pose(
     measured: StationMeasurements,
     weight: Tensor,
     bias_m: Tensor | None,
     unknown: list[int],
     direction: Tensor | None = None,
-) -> Normal:
-    """Gauss-Newton equations at a position.
-
-    With u = (p - b) / r, on the unknown coordinates: `d mu / d p = (I - u u^T) / r`, a projection, so that its square
-    is `(I - u u^T) / r^2`.
+) -> Problem:
+    """The problem of a pool.
 
     Args:
-        position: [* xyz] [m].
         measured: [* bs].
         weight: [* 2 bs] of ranges and directions.
         bias_m: [* bs] to be taken off the ranges [m]; None: nothing.
         unknown: coordinates to solve for.
         direction: [* bs xyz] `measured.direction`, where it is known already.
     """
+    range_m = measured.range_m if bias_m is None else measured.range_m - bias_m
     direction = measured.direction if direction is None else direction
-    offset = position[..., None, :] - measured.bs_position
+    return Problem(measured.bs_position, range_m, direction, weight * measured.precision, unknown)
+
+
+def normal_equations(position: Tensor, problem: Problem) -> Normal:
+    """Gauss-Newton equations at a position [* xyz].
+
+    With u = (p - b) / r, on the unknown coordinates: `d mu / d p = (I - u u^T) / r`, a projection, so that its square
+    is `(I - u u^T) / r^2`.
+    """
+    unknown = problem.unknown
+    offset = position[..., None, :] - problem.bs_position
     distance = torch.linalg.vector_norm(offset, dim=-1)
     inverse = torch.where(distance > 0, distance, 1.0).reciprocal()
     unit = offset * inverse[..., None]
-    ranges, directions = (weight * measured.precision).unbind(-2)
-    excess = measured.range_m - distance if bias_m is None else measured.range_m - bias_m - distance
-    miss = direction - unit
+    ranges, directions = problem.strength.unbind(-2)
+    excess = problem.range_m - distance
+    miss = problem.direction - unit
     along = unit if len(unknown) == 3 else unit[..., unknown]
-    across = directions * inverse.square()
-    matrix = ((ranges - across)[..., None] * along)[..., :, None] * along[..., None, :]
-    matrix = matrix + torch.diag_embed(across[..., None].expand_as(along))
     pull = directions * inverse
-    vector = (ranges * excess - pull * (unit * miss).sum(-1))[..., None] * along
-    vector = vector + pull[..., None] * (miss if len(unknown) == 3 else miss[..., unknown])
+    across = pull * inverse
+    information = ((ranges - across)[..., None] * along).mT @ along
+    information = information + across.sum(-1)[..., None, None] * torch.eye(len(unknown), dtype=unit.dtype)
+    radial = ranges * excess - pull * (unit * miss).sum(-1)
+    aside = miss if len(unknown) == 3 else miss[..., unknown]
+    vector = (radial[..., None] * along + pull[..., None] * aside).sum(-2)
     cost = 0.5 * (ranges * excess.square() + directions * miss.square().sum(-1)).sum(-1)
-    return Normal(matrix, vector, cost, distance, unit)
+    return Normal(information, vector, cost, distance, unit)
 
 
 def solve_small(matrix: Tensor, right: Tensor) -> Tensor:
@@ -113,13 +130,13 @@ def solve_position(
     """
     unknown = [0, 1] if unknown is None else unknown
     position = start
-    direction = measured.direction if direction is None else direction
+    problem = pose(measured, weight, bias_m, unknown, direction)
     for _ in range(steps):
-        normal = normal_equations(position, measured, weight, bias_m, unknown, direction)
-        information = normal.matrix.sum(-3)
+        normal = normal_equations(position, problem)
+        information = normal.information
         trace = information.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
         ridge = DAMPING * trace * torch.eye(len(unknown), dtype=information.dtype)
-        step = solve_small(information + ridge, normal.vector.sum(-2)[..., None])[..., 0]
+        step = solve_small(information + ridge, normal.vector[..., None])[..., 0]
         longest = normal.distance.amin(-1, keepdim=True)
         length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
         step = step * torch.clamp(longest / torch.where(length > 0, length, 1.0), max=1.0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sensing.fusion.measurements import StationMeasurements
 from sensing.fusion.modes import OPEN
-from sensing.fusion.solve import normal_equations
+from sensing.fusion.solve import normal_equations, pose
 
 
 def pool_covariance(
@@ -34,13 +34,12 @@ def pool_covariance(
     """
     relative = weight if precisions else weight / weight.amax(-1, keepdim=True)
     weight = relative.unflatten(-1, (2, -1))
-    information = normal_equations(position, measured, weight, None, unknown).matrix.sum(-3)
+    information = normal_equations(position, pose(measured, weight, None, unknown)).information
     value, vector = torch.linalg.eigh(information)
     is_open = ~(value[..., 0] > OPEN * value[..., -1])
     inverse = (vector / torch.where(is_open[..., None], 1.0, value)[..., None, :]) @ vector.mT
     if not precisions:
-        inverse = (
-            inverse @ normal_equations(position, measured, weight.square(), None, unknown).matrix.sum(-3) @ inverse
-        )
+        scores = normal_equations(position, pose(measured, weight.square(), None, unknown)).information
+        inverse = inverse @ scores @ inverse
     none = torch.diag_embed(torch.full_like(value, torch.inf))
     return torch.where(is_open[..., None, None], none, inverse)
