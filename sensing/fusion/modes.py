@@ -29,7 +29,7 @@ LONE = 0.999
 UNSETTLED = 0.01
 """Squared length of the next Gauss-Newton step, in deviations, above which the position has not converged."""
 
-COARSE, BEST, CLOSER, FINE = 500, 4, 4, 0.005
+COARSE, BEST, CLOSER, FINE = 500, 8, 4, 0.005
 """Search of a pool's best point: cells tried first, those followed up, ratio of spacings, last spacing in cells."""
 
 
