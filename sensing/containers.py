@@ -156,6 +156,7 @@ class Observation(NamedTuple):
 
     y: Tensor  # [* bs ant sc] complex
     noise_var: Tensor  # [* bs] total power of the complex noise per entry
+    whitener: Tensor | None = None  # [* bs sc sc] W over the pilots, W C W^H = noise_var I; None: the noise is white
 
     def validate(self, deployment: Deployment, noise_known: bool = True) -> "Observation":
         """Check shapes and values against a deployment; returns the observation itself.

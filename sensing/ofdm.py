@@ -44,3 +44,20 @@ def response(range_m: Tensor, pilot_freq: Tensor) -> Tensor:
         [* sc path] complex, unit modulus.
     """
     return plane_waves(pilot_freq[:, None], (-2.0 * math.pi / SPEED_OF_LIGHT) * range_m[..., None])
+
+
+def profile_covariance(decay_m: Tensor | float, pilot_freq: Tensor) -> Tensor:
+    """Covariance of unit power over pilots of an exponential delay profile that starts at zero.
+
+    `1 / (1 + j 2 pi (f_k - f_l) r_d / c)`, the Fourier transform of `exp(-r / r_d) / r_d`.
+
+    Args:
+        decay_m: [*] r_d [m].
+        pilot_freq: [sc] [Hz].
+
+    Returns:
+        [* sc sc] complex, Hermitian, positive semidefinite.
+    """
+    angle = (2.0 * math.pi / SPEED_OF_LIGHT) * (pilot_freq[:, None] - pilot_freq)
+    phase = torch.as_tensor(decay_m, dtype=pilot_freq.dtype, device=pilot_freq.device)[..., None, None] * angle
+    return 1.0 / torch.complex(torch.ones_like(phase), phase)

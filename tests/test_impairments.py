@@ -10,14 +10,14 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.hall import hall
-from sensing import arrays
+from sensing import arrays, ofdm
 from sensing.channel import channel_response, scene_paths
 from sensing.cli import conf_dir
 from sensing.data.scenes import SceneDataModule
 from sensing.errors import ConfigError
 from sensing.simulation import Impairments, Simulator, build_deployment
 from sensing.simulation.hardware import draw_hardware
-from sensing.simulation.propagation import Draws, diffuse_tail, profile_covariance
+from sensing.simulation.propagation import Draws, diffuse_tail
 from sensing.simulation.uplink import noise_variance
 from sensing.units import SPEED_OF_LIGHT
 
@@ -212,7 +212,7 @@ def test_diffuse_tail_has_its_covariance_and_starts_with_the_earliest_path():
     profile = 0.1 * torch.exp(-r / 15.0) / 15.0
     wave = torch.exp(-2j * math.pi / SPEED_OF_LIGHT * (pilots - pilots[0])[:, None] * r)
     first_column = torch.trapezoid(profile * wave, r)
-    torch.testing.assert_close(0.1 * profile_covariance(15.0, pilots)[:, 0], first_column, rtol=0, atol=1e-6)
+    torch.testing.assert_close(0.1 * ofdm.profile_covariance(15.0, pilots)[:, 0], first_column, rtol=0, atol=1e-6)
     assert float((found[:, 0] - first_column).abs().max()) < 5 * 0.1 / math.sqrt(len(rows))
     across = (turned[..., 1:, :] * turned[..., :-1, :].conj()).mean()
     assert abs(complex(across)) < 5 * 0.1 / math.sqrt(len(rows)), "antennas must be uncorrelated"

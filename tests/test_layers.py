@@ -16,6 +16,7 @@ LAYERS = [
     "coarse",
     "inference targets",
     "estimator paper_estimator",
+    "adapted_estimator",
     "metrics losses baselines",
     "data",
     "pretrained",

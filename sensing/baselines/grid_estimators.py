@@ -127,7 +127,7 @@ class GridOmp(GridEstimator):
 
     def solve(self, operator: PathOperator, observation: Observation) -> SparseGains:
         """See `GridEstimator.solve`."""
-        y, noise_var = observation
+        y, noise_var = observation.y, observation.noise_var
         entries = y.shape[-2] * y.shape[-1]
         excess = -math.inf if self.residual is None else entries + self.residual * math.sqrt(entries)
         pursuit = omp(
@@ -179,7 +179,7 @@ class GridSbl(GridEstimator):
 
     def solve(self, operator: PathOperator, observation: Observation) -> SparseGains:
         """See `GridEstimator.solve`."""
-        y, noise_var = observation
+        y, noise_var = observation.y, observation.noise_var
         energy, entries = y.abs().square().sum((-2, -1)), y.shape[-2] * y.shape[-1]
         found = sparse_bayes(operator.gram(), operator.rmatvec(y), energy, noise_var.double(), entries, self.settings)
         return SparseGains(found.mean, found.determined > 0.5)

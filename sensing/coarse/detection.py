@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sensing.coarse.periodogram import SearchGrid, correlate, residual_peak, search_grid
-from sensing.coarse.refinement import Fit, Refiner
+from sensing.coarse.refinement import Fit, Refiner, Snapshots
 from sensing.containers import Deployment, Observation, PathEstimates
 from sensing.errors import ConfigError
 from sensing.geometry import tangent_basis
@@ -83,43 +83,50 @@ class PathDetector:
             (at least one); ranges in [0, c / pilot spacing) where the pilots lie on a raster.
         """
         sigma = observation.noise_var.to(torch.float64).sqrt()
-        y = (observation.y.to(torch.complex128) / sigma[..., None, None]).reshape(-1, 1, *observation.y.shape[-2:])
-        frame = torch.eye(3, dtype=torch.float64, device=y.device)
+        snapshots = _snapshots(observation, sigma)
+        frame = torch.eye(3, dtype=torch.float64, device=sigma.device)
         local = deployment._replace(bs_position=0.0 * frame[:1], bs_rotation=frame[None])
         grid = search_grid(local, self.oversampling, self.false_alarm, getattr(torch, self.search_dtype))
         refiner = Refiner(local, grid.range_scale, grid.normal)
         found = []
-        for start in range(0, len(y), _CHUNK):
-            chunk = y[start : start + _CHUNK]
+        for start in range(0, sigma.numel(), _CHUNK):
+            chunk = snapshots.select(slice(start, start + _CHUNK))
             for index, fit in self._finish(chunk, self._search(chunk, grid, refiner), grid, refiner):
                 found.append((index + start, fit, refiner.covariance(fit)))
         return collect_paths(found, sigma, deployment)
 
-    def _search(self, y: Tensor, grid: SearchGrid, refiner: Refiner) -> Iterator[Group]:
+    def _search(self, snapshots: Snapshots, grid: SearchGrid, refiner: Refiner) -> Iterator[Group]:
         """Yield groups of snapshots whose residual holds no further path; snapshots without any path are left out."""
-        index = torch.arange(len(y), device=y.device)
-        correlation = correlate(y[:, 0], grid)
-        fit = refiner.fit(y, grid.range_m.new_zeros(len(y), 1, 0), grid.range_m.new_zeros(len(y), 1, 0, 3))
-        for count in range(min(self.max_paths, max(1, y[0].numel() // 2))):
-            operator = path_operator(fit.range_m, fit.direction, refiner.local)
-            residual = y - operator.matvec(fit.gain)
-            peak = residual_peak(correlation, operator.steering[:, 0], operator.delay[:, 0], fit.gain[:, 0], grid)
+        number = len(snapshots.y)
+        index = torch.arange(number, device=snapshots.y.device)
+        correlation, energy = correlate(_back(snapshots, snapshots.y)[:, 0], grid), _grid_energy(snapshots, grid)
+        fit = refiner.fit(snapshots, grid.range_m.new_zeros(number, 1, 0), grid.range_m.new_zeros(number, 1, 0, 3))
+        for count in range(min(self.max_paths, max(1, snapshots.y[0].numel() // 2))):
+            operator = path_operator(fit.range_m, fit.direction, refiner.local).whitened(snapshots.whitener)
+            residual = snapshots._replace(y=snapshots.y - operator.matvec(fit.gain))
+            delay = _back(snapshots, operator.delay.mT).mT
+            peak = residual_peak(correlation, operator.steering[:, 0], delay[:, 0], fit.gain[:, 0], grid, energy)
             new = refiner.fit(residual, *(point[:, None, None] for point in peak))
             new = refiner.refine(residual, new, self.polish_steps, self.tolerance)
             passed = (new.explained > grid.threshold).squeeze(-1)
             if not bool(passed.all()):
                 if count:
                     yield index[~passed], fit.select(~passed)
-                index, y, correlation = index[passed], y[passed], correlation[passed]
+                index, snapshots, correlation = index[passed], snapshots.select(passed), correlation[passed]
+                energy = None if energy is None else energy[passed]
                 fit, new = fit.select(passed), new.select(passed)
             if not len(index):
                 return
             range_m = torch.cat([fit.range_m, new.range_m], -1)
             direction = torch.cat([fit.direction, new.direction], -2)
-            fit = refiner.refine(y, refiner.fit(y, range_m, direction), self.newton_steps, self.tolerance)
+            fit = refiner.refine(
+                snapshots, refiner.fit(snapshots, range_m, direction), self.newton_steps, self.tolerance
+            )
         yield index, fit
 
-    def _finish(self, y: Tensor, groups: Iterable[Group], grid: SearchGrid, refiner: Refiner) -> Iterator[Group]:
+    def _finish(
+        self, snapshots: Snapshots, groups: Iterable[Group], grid: SearchGrid, refiner: Refiner
+    ) -> Iterator[Group]:
         """Refine to convergence and undo splits: yield groups of snapshots with their final paths.
 
         Groups with the most paths come first; snapshots that lose a path join those that had one less from the start.
@@ -131,16 +138,16 @@ class PathDetector:
             count = max(waiting)
             indices, fits = zip(*waiting.pop(count), strict=True)
             index, fit = torch.cat(indices), Fit(*(torch.cat(field) for field in zip(*fits, strict=True)))
-            index, fit, dropped = self._undo_splits(y, index, fit, grid, refiner)
+            index, fit, dropped = self._undo_splits(snapshots, index, fit, grid, refiner)
             waiting[count - 1].extend(dropped)
             if not waiting[count - 1]:
                 del waiting[count - 1]
             if len(index):
                 range_m = fit.range_m if grid.period is None else fit.range_m.remainder(grid.period)
-                yield index, refiner.fit(y[index], range_m, fit.direction)
+                yield index, refiner.fit(snapshots.select(index), range_m, fit.direction)
 
     def _undo_splits(
-        self, y: Tensor, index: Tensor, fit: Fit, grid: SearchGrid, refiner: Refiner
+        self, snapshots: Snapshots, index: Tensor, fit: Fit, grid: SearchGrid, refiner: Refiner
     ) -> tuple[Tensor, Fit, list[Group]]:
         """Snapshots whose paths are all needed, refined; and groups of those that have lost one.
 
@@ -148,7 +155,7 @@ class PathDetector:
         that are insignificant or close to another are each left out on trial; the path is dropped when the others,
         refined again, explain the data as well up to the detection threshold.
         """
-        fit = refiner.refine(y[index], fit, self.final_steps, self.tolerance)
+        fit = refiner.refine(snapshots.select(index), fit, self.final_steps, self.tolerance)
         strength = fit.gain.abs().square() / fit.gain_var  # log-likelihood lost without the path, the others kept
         suspect = (_coherence(fit, refiner.local) > _CLOSE) | (strength < grid.threshold)
         ranked, order = strength.where(suspect, torch.inf).sort(-1)
@@ -157,8 +164,9 @@ class PathDetector:
             tried = ranked[:, 0, rank].isfinite()
             if not bool(tried.any()):
                 break
-            trial = _without(y[index[tried]], fit.select(tried), order[tried, :, rank, None], refiner)
-            trial = refiner.refine(y[index[tried]], trial, self.trial_steps, self.tolerance)
+            part = snapshots.select(index[tried])
+            trial = _without(part, fit.select(tried), order[tried, :, rank, None], refiner)
+            trial = refiner.refine(part, trial, self.trial_steps, self.tolerance)
             dropped = (fit.explained[tried] - trial.explained < grid.threshold).squeeze(-1)
             if bool(dropped.any()):
                 groups.append((index[tried][dropped], trial.select(dropped)))
@@ -167,12 +175,33 @@ class PathDetector:
         return index, fit, groups
 
 
-def _without(y: Tensor, fit: Fit, which: Tensor, refiner: Refiner) -> Fit:
+def _snapshots(observation: Observation, sigma: Tensor) -> Snapshots:
+    """All stations of all scenes one after another, with unit white noise."""
+    y, whitener = observation.y.to(torch.complex128) / sigma[..., None, None], observation.whitener
+    if whitener is not None:
+        whitener = whitener.to(y.dtype)
+        y, whitener = y @ whitener.mT, whitener.reshape(-1, 1, *whitener.shape[-2:])
+    return Snapshots(y.reshape(-1, 1, *y.shape[-2:]), whitener)
+
+
+def _back(snapshots: Snapshots, rows: Tensor) -> Tensor:
+    """`W^H` times whitened rows over the pilots: what is correlated with responses that are not whitened."""
+    return rows if snapshots.whitener is None else rows @ snapshots.whitener.conj()
+
+
+def _grid_energy(snapshots: Snapshots, grid: SearchGrid) -> Tensor | None:
+    """`|W d|^2 / sc` of the grid's delay responses, [n rng]; None where nothing is whitened."""
+    if snapshots.whitener is None:
+        return None
+    return (snapshots.whitener[:, 0].to(grid.delay.dtype) @ grid.delay.conj()).abs().square().mean(-2)
+
+
+def _without(snapshots: Snapshots, fit: Fit, which: Tensor, refiner: Refiner) -> Fit:
     """The fit less one path, `which` [n 1 1], of every snapshot."""
-    others = torch.arange(fit.gain.shape[-1] - 1, device=y.device)
+    others = torch.arange(fit.gain.shape[-1] - 1, device=which.device)
     others = others + (others >= which)  # [n 1 path-1]
     direction = fit.direction.gather(-2, others[..., None].expand(*others.shape, 3))
-    return refiner.fit(y, fit.range_m.gather(-1, others), direction)
+    return refiner.fit(snapshots, fit.range_m.gather(-1, others), direction)
 
 
 def _coherence(fit: Fit, local: Deployment) -> Tensor:

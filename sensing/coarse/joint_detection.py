@@ -14,7 +14,7 @@ from sensing.coarse.localization import free_paths
 from sensing.coarse.pairs import inside, region_box
 from sensing.containers import Deployment, Geometry, Observation, PathEstimates
 from sensing.geometry import bounce_on_ray, bounce_ranges
-from sensing.operators.khatri_rao import path_operator
+from sensing.operators.khatri_rao import path_operator, whitened
 
 REACH = 1.2  # standard deviations of range and direction between the places that are tried
 APART = 3.0  # independent places in the box: how much likelier its maximum is to exceed a level than one of them
@@ -125,18 +125,20 @@ def unexplained_energy(
         torch.cat([direction[..., :nodes, :], geometry.free_direction], -2),
         deployment,
         mask,
-    )
-    new = path_operator(range_m[..., nodes:], direction[..., nodes:, :], deployment)
+    ).whitened(observation.whitener)
+    new = path_operator(range_m[..., nodes:], direction[..., nodes:, :], deployment).whitened(observation.whitener)
+    y = whitened(observation.y.to(new.delay.dtype), observation.whitener)
     size = float(observation.y.shape[-2] * observation.y.shape[-1])
     # absent columns are zero: one on their diagonal keeps the factor; coincident ones share what they explain
     gram = known.gram() / size + torch.diag_embed((~mask).double() + 1e-9)
     chol = torch.linalg.cholesky(gram)
     cross = (known.steering.mH @ new.steering) * (known.delay.mH @ new.delay) / size
-    right = torch.cat([cross, known.rmatvec(observation.y.to(cross.dtype))[..., None]], -1)
+    right = torch.cat([cross, known.rmatvec(y)[..., None]], -1)
     white = torch.linalg.solve_triangular(chol, right, upper=False)
     cross, matched = white[..., :-1], white[..., -1:]
-    rest = new.rmatvec(observation.y.to(cross.dtype)) - (cross.mH @ matched).squeeze(-1)
-    left = 1.0 - cross.abs().square().sum(-2)
-    usable = (left > LEAST) & ((direction[..., nodes:, :] * deployment.boresight[:, None]).sum(-1) > 0)
-    energy = rest.abs().square() / (left.clamp_min(LEAST) * size * observation.noise_var[..., None])
+    rest = new.rmatvec(y) - (cross.mH @ matched).squeeze(-1)
+    whole = torch.ones_like(rest.real) if observation.whitener is None else new.energy() / size
+    left = whole - cross.abs().square().sum(-2)
+    usable = (left > LEAST * whole) & ((direction[..., nodes:, :] * deployment.boresight[:, None]).sum(-1) > 0)
+    energy = rest.abs().square() / (torch.maximum(left, LEAST * whole) * size * observation.noise_var[..., None])
     return torch.where(usable, energy, torch.zeros_like(energy))

@@ -15,7 +15,7 @@ from torch import Tensor
 from sensing.coarse.detection import collect_paths
 from sensing.coarse.order import CRITERIA, effective_snapshots, model_order
 from sensing.coarse.peaks import distinct, find_minima
-from sensing.coarse.refinement import Fit, Refiner
+from sensing.coarse.refinement import Fit, Refiner, Snapshots
 from sensing.coarse.smoothing import (
     UniformGrid,
     Window,
@@ -107,7 +107,7 @@ class MusicDetector:
                 index = (chosen.sum(-1) == count).nonzero()[:, 0]
                 if count:
                     picked = omega[index][chosen[index]].reshape(len(index), 1, count, 3)
-                    fit = refiner.fit(y[start + index], *_plane_waves(picked, grid))
+                    fit = refiner.fit(Snapshots(y[start + index]), *_plane_waves(picked, grid))
                     covariance = widen[:, None] * refiner.covariance(fit) * widen
                     found.append((start + index, fit, covariance))
         return collect_paths(found, sigma, deployment)

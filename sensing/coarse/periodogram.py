@@ -152,7 +152,12 @@ def correlate(y: Tensor, grid: SearchGrid) -> Tensor:
 
 
 def residual_peak(
-    correlation: Tensor, steering: Tensor, delay: Tensor, gain: Tensor, grid: SearchGrid
+    correlation: Tensor,
+    steering: Tensor,
+    delay: Tensor,
+    gain: Tensor,
+    grid: SearchGrid,
+    energy: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Grid point of the largest periodogram of the residual `y - Phi gain`.
 
@@ -164,6 +169,7 @@ def residual_peak(
         delay: [n sc path].
         gain: [n path].
         grid: the grid.
+        energy: [n rng] squared norm of the grid's delay responses where these are whitened; all alike when None.
 
     Returns:
         range [n] and direction [n xyz] of the peak.
@@ -175,6 +181,7 @@ def residual_peak(
     right = torch.cat([torch.cat([right.real, right.imag], -1), torch.cat([-right.imag, right.real], -1)], -2)
     rest = torch.baddbmm(correlation, left, right, alpha=-1).square_()
     power = rest[..., :rng].add_(rest[..., rng:])  # [n dir rng]
+    power = power if energy is None else power.div_(energy[:, None].to(power.dtype))
     along = power.amax(-1).argmax(-1)  # the largest of the largest: a fifth of the time of one argmax over all
     index = power[torch.arange(num, device=power.device), along].argmax(-1)
     return grid.range_m[index], grid.direction[along]

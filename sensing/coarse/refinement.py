@@ -24,6 +24,17 @@ from sensing.waves import plane_waves
 _MIN_DAMPING, _MAX_DAMPING = 1e-12, 1e6
 
 
+class Snapshots(NamedTuple):
+    """Observations of single stations with unit noise, whitened over the pilots."""
+
+    y: Tensor  # [n 1 ant sc] `W y / sigma`
+    whitener: Tensor | None = None  # [n 1 sc sc] W; None: the identity
+
+    def select(self, index: Tensor | slice) -> "Snapshots":
+        """The snapshots at an index (or bool mask)."""
+        return Snapshots(self.y[index], None if self.whitener is None else self.whitener[index])
+
+
 class Fit(NamedTuple):
     """Paths of n snapshots with the quantities of a Gauss-Newton step."""
 
@@ -60,19 +71,20 @@ class Refiner:
         self.rate = (-2.0 * math.pi / SPEED_OF_LIGHT) * local.pilot_freq[:, None]  # [sc 1] [rad/m]
         self.prior = self.rate.new_tensor([range_scale**-2, 1.0, 1.0])
 
-    def fit(self, y: Tensor, range_m: Tensor, direction: Tensor) -> Fit:
+    def fit(self, snapshots: Snapshots, range_m: Tensor, direction: Tensor) -> Fit:
         """Gains, likelihood, gradient and information at given ranges and directions.
 
         Args:
-            y: [n 1 ant sc] snapshots divided by the standard deviation of their noise.
+            snapshots: of n stations.
             range_m: [n 1 path].
             direction: [n 1 path xyz].
         """
-        path = range_m.shape[-1]
+        path, y = range_m.shape[-1], snapshots.y
         steering, delay = plane_waves(self.antenna, direction), plane_waves(self.rate, range_m[..., None])
         slope = self.antenna @ tangent_basis(direction).permute(0, 1, 3, 4, 2).flatten(-2)  # [n 1 ant 2*path]
         steering = torch.cat([steering, slope * steering.repeat(1, 1, 1, 2)], -1)
         delay = torch.cat([delay, self.rate * delay], -1)
+        delay = delay if snapshots.whitener is None else snapshots.whitener @ delay
         gram, moment = _products(y, steering, delay)
         floor = 1e-12 * float(y.shape[-2] * y.shape[-1])  # of the diagonal: coincident paths share their gain
         eye = torch.eye(path, dtype=gram.dtype, device=gram.device)
@@ -100,24 +112,24 @@ class Refiner:
         path = fit.gain.shape[-1]
         return inverse.unflatten(-1, (3, path)).unflatten(-3, (3, path)).diagonal(dim1=-3, dim2=-1).movedim(-1, -3)
 
-    def refine(self, y: Tensor, fit: Fit, steps: int, tolerance: float) -> Fit:
+    def refine(self, snapshots: Snapshots, fit: Fit, steps: int, tolerance: float) -> Fit:
         """At most so many steps; a snapshot stops once a step changes its log-likelihood by less than the tolerance.
 
         A step that does not raise the likelihood is undone and damped more. What happens to a snapshot does not depend
         on the others of the batch; those that have stopped leave it.
         """
-        result, index = fit, torch.arange(len(y), device=y.device)
+        result, index = fit, torch.arange(len(snapshots.y), device=fit.range_m.device)
         damping = torch.full_like(fit.explained, 1e-3)
         for _ in range(steps):
             step = torch.cholesky_solve(fit.gradient[..., None], self._factor(fit, damping)).squeeze(-1)
             running = ((fit.gradient * step).sum(-1) > tolerance).squeeze(-1)
             if not bool(running.all()):
                 result = result.replace(index, fit)
-                index, y, fit = index[running], y[running], fit.select(running)
+                index, snapshots, fit = index[running], snapshots.select(running), fit.select(running)
                 step, damping = step[running], damping[running]
             if not len(index):
                 break
-            trial = self.fit(y, *self.move(fit, step))
+            trial = self.fit(snapshots, *self.move(fit, step))
             better = trial.explained > fit.explained
             fit = Fit(*(torch.where(_like(better, new), new, old) for new, old in zip(trial, fit, strict=True)))
             damping = torch.where(better, damping / 10.0, damping * 10.0).clamp(_MIN_DAMPING, _MAX_DAMPING)

@@ -44,7 +44,8 @@ def surrogate(geometry: Geometry, posterior: Expectation, problem: Problem, nois
         noise_var: [* bs] noise variance that the E-step assumed.
         taper: [*] of the pilots, the same for all scenes.
     """
-    operator, weight = column_operator(geometry, problem.deployment), pilot_weight(problem, taper.reshape(-1)[0])
+    operator = column_operator(geometry, problem.deployment).whitened(problem.whitener)
+    weight = pilot_weight(problem, taper.reshape(-1)[0])
     operator = operator._replace(delay=operator.delay * weight[:, None])
     matched = operator.rmatvec(problem.y.to(operator.delay.dtype) * weight)
     mean, gram = posterior.mean, operator.gram()

@@ -11,7 +11,7 @@ from sensing.inference import m_step
 from sensing.inference.linearisation import System, location_jacobian, location_system, path_curvature, path_gradient
 from sensing.inference.lmmse import log_evidence
 from sensing.inference.turbo import Expectation, received_power
-from sensing.operators.khatri_rao import PathOperator, extended_operator
+from sensing.operators.khatri_rao import PathOperator, extended_operator, whitened
 from sensing.resolution import Scales, natural_scales
 from sensing.walls import Walls, beyond, user_walls
 
@@ -42,7 +42,7 @@ class State(NamedTuple):
 class Problem(NamedTuple):
     """The observation, prepared once for all iterations."""
 
-    y: Tensor  # [* bs ant sc] in the precision of the large products
+    y: Tensor  # [* bs ant sc] whitened, in the precision of the large products
     noise_var: Tensor  # [* bs] float64
     deployment: Deployment
     precision: Tensor  # [theta] of the Gaussian priors
@@ -50,6 +50,7 @@ class Problem(NamedTuple):
     scales: Scales
     walls: Walls  # of the user
     place: Tensor  # [sc] pilots in the band, from -1 to 1
+    whitener: Tensor | None = None  # [* bs sc sc] of data, already whitened, and model
 
 
 def prepare(
@@ -71,7 +72,15 @@ def prepare(
     )
     scales = natural_scales(deployment)
     problem = Problem(
-        observation.y.to(dtype), noise_var, deployment, precision, mean, scales, user_walls(deployment), place
+        whitened(observation.y.to(dtype), observation.whitener),
+        noise_var,
+        deployment,
+        precision,
+        mean,
+        scales,
+        user_walls(deployment),
+        place,
+        observation.whitener,
     )
     entries = observation.y.shape[-2] * observation.y.shape[-1]
     energy = observation.y.real.double().square().sum((-2, -1)) + observation.y.imag.double().square().sum((-2, -1))
@@ -104,6 +113,7 @@ def products(geometry: Geometry, problem: Problem, taper: Tensor) -> tuple[Tenso
     range_m, direction, mask = columns(geometry, problem.deployment)
     basis = tangent_basis(direction)
     operator = extended_operator(range_m, direction, problem.deployment, mask, basis, problem.y.dtype)
+    operator = operator.whitened(problem.whitener)
     weight = pilot_weight(problem, taper)
     operator = operator._replace(delay=operator.delay * weight[:, None, None])
     return operator.gram().to(torch.complex128), operator.rmatvec(problem.y * weight).to(torch.complex128), basis, mask
@@ -119,7 +129,7 @@ def objective_at(evaluation: Evaluation, taper: Tensor, problem: Problem) -> Ten
     if bool((evaluation.taper == taper).all()):
         return evaluation.objective
     operator, weight = (
-        column_operator(evaluation.geometry, problem.deployment),
+        column_operator(evaluation.geometry, problem.deployment).whitened(problem.whitener),
         pilot_weight(problem, taper.reshape(-1)[0]),
     )
     operator = operator._replace(delay=operator.delay * weight[:, None])

@@ -44,6 +44,10 @@ class PathOperator(NamedTuple):
         """Squared norm of every column, the diagonal of the Gram: [* bs path]."""
         return self.steering.abs().square().sum(-2) * self.delay.abs().square().sum(-2)
 
+    def whitened(self, whitener: Tensor | None) -> "PathOperator":
+        """`W Phi` with W [* bs sc sc] over the pilots; the map itself for None."""
+        return self if whitener is None else self._replace(delay=whitener.to(self.delay.dtype) @ self.delay)
+
     def gram_row(self, index: Tensor) -> Tensor:
         """Row `index` [* bs] of the Gram, [* bs path], without the rest of it."""
 
@@ -65,6 +69,13 @@ class ExtendedOperator(NamedTuple):
         """The map without derivatives."""
         return PathOperator(self.steering[..., 0], self.delay[..., 0])
 
+    def whitened(self, whitener: Tensor | None) -> "ExtendedOperator":
+        """`W Phi` with W [* bs sc sc] over the pilots; the map itself for None."""
+        if whitener is None:
+            return self
+        delay = whitener.to(self.delay.dtype) @ self.delay.flatten(-2)
+        return self._replace(delay=delay.unflatten(-1, self.delay.shape[-2:]))
+
     def rmatvec(self, y: Tensor) -> Tensor:
         """Inner products of the four columns of every path with y: [* bs ant sc] to [* bs path 4]."""
         # pilots first: two products with y per path where antennas first would take three
@@ -83,6 +94,11 @@ class ExtendedOperator(NamedTuple):
         s_gram = s_gram.index_select(-3, s_index).index_select(-1, s_index)
         d_gram = d_gram.index_select(-3, d_index).index_select(-1, d_index)
         return s_gram * d_gram
+
+
+def whitened(y: Tensor, whitener: Tensor | None) -> Tensor:
+    """`W y` over the pilots of y [* bs ant sc]; y itself for None."""
+    return y if whitener is None else y @ whitener.mT.to(y.dtype)
 
 
 def _gram(factor: Tensor) -> Tensor:

@@ -140,27 +140,10 @@ def diffuse_tail(channel: Tensor, paths: Paths, sizes: Impairments, deployment: 
     """
     onset_m = SPEED_OF_LIGHT * torch.where(paths.mask, paths.delay, torch.inf).amin(-1, keepdim=True)
     onset_m = torch.where(torch.isfinite(onset_m), onset_m, torch.zeros_like(onset_m))  # sees nothing: has no power
-    root = _root(profile_covariance(sizes.diffuse_decay_m, deployment.pilot_freq))
+    root = _root(ofdm.profile_covariance(sizes.diffuse_decay_m, deployment.pilot_freq))
     tail = draws.complex_normal("diffuse", *channel.shape[1:]).to(channel) @ root.to(channel).mT
     amplitude = (sizes.diffuse * channel.abs().square().mean((-2, -1))).sqrt()
     return amplitude[..., None, None] * ofdm.response(onset_m, deployment.pilot_freq).mT.to(channel) * tail
-
-
-def profile_covariance(decay_m: Tensor | float, pilot_freq: Tensor) -> Tensor:
-    """Covariance of unit power over pilots of an exponential delay profile that starts at zero.
-
-    `1 / (1 + j 2 pi (f_k - f_l) r_d / c)`, the Fourier transform of `exp(-r / r_d) / r_d`.
-
-    Args:
-        decay_m: [*] r_d [m].
-        pilot_freq: [sc] [Hz].
-
-    Returns:
-        [* sc sc] complex, Hermitian, positive semidefinite.
-    """
-    angle = (2.0 * math.pi / SPEED_OF_LIGHT) * (pilot_freq[:, None] - pilot_freq)
-    phase = torch.as_tensor(decay_m, dtype=pilot_freq.dtype, device=pilot_freq.device)[..., None, None] * angle
-    return 1.0 / torch.complex(torch.ones_like(phase), phase)
 
 
 def _root(covariance: Tensor) -> Tensor:
