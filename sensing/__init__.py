@@ -34,6 +34,10 @@ _PUBLIC = {
     "FusionWeights": "sensing.fusion",
     "LocationEstimator": "sensing.estimator",
     "build_estimator": "sensing.estimator",
+    "AdaptedEstimator": "sensing.adapted_estimator",
+    "learn_surroundings": "sensing.adapted_estimator",
+    "learn_clock": "sensing.adapted_estimator",
+    "Surroundings": "sensing.coarse.surroundings",
     "PathLs": "sensing.baselines",
     "NompLs": "sensing.baselines",
     "GenieLmmse": "sensing.baselines",
@@ -93,10 +97,12 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from sensing.adapted_estimator import AdaptedEstimator, learn_clock, learn_surroundings
     from sensing.arrays import elements, ula, upa
     from sensing.baselines import CloudGrid, GenieLmmse, GridOmp, GridSbl, IdealSync, NompLs, PathLs, RegionGrid
     from sensing.bounds import UplinkBound, uplink_bound, uplink_information
     from sensing.coarse import CoarseLocalizer, PathDetector, estimate_noise_variance
+    from sensing.coarse.surroundings import Surroundings
     from sensing.containers import Deployment, Estimate, Example, Flag, Observation, PathEstimates, Scene
     from sensing.data import ObservationSet, export_scenes, read_observations, write_estimates, write_observations
     from sensing.data.importers import from_deepmimo, from_sionna, write_rays
@@ -118,4 +124,4 @@ if TYPE_CHECKING:
     from sensing.losses import BoundNormalisedLoss
     from sensing.metrics import gospa, nmse_db, position_error, summarize
     from sensing.ofdm import pilot_frequencies
-    from sensing.simulation import SceneSampler, Simulator, build_deployment
+    from sensing.simulation import Impairments, SceneSampler, Simulator, build_deployment
