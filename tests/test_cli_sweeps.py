@@ -41,6 +41,7 @@ def test_failing_job_stops_no_sweep_and_what_is_done_is_not_run_again(tmp_path):
     assert {row["eval.num_scenes"] for row in table(tmp_path / "sweep")} == {"1", "2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "plugin", "more"),
     [
@@ -57,6 +58,7 @@ def test_other_launchers_end_with_the_same_table(tmp_path, launcher, plugin, mor
     assert {row["seed"] for row in table(tmp_path / "sweep") if row["status"] == "done"} == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_search_is_continued_and_its_failures_are_reported(tmp_path):
     optuna = pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
     space = ["hydra/sweeper=optuna_study", "hydra.sweep.dir=sweep", "optimizer.lr=choice(-1,0.01)"]
@@ -77,6 +79,7 @@ def test_search_is_continued_and_its_failures_are_reported(tmp_path):
     assert done == {str(trial.number) for trial in study.trials if trial.state.name == "COMPLETE"}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
     """Gloo averages the gradients of two halves of each batch; what travels is real."""
     steps = ["data.scenes_per_epoch=16", "data.detected_every=2", "trainer.accumulate_grad_batches=1", "seed=3"]

@@ -4,6 +4,7 @@ import csv
 import statistics
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from sensing.errors import ConfigError, NumericalError
@@ -27,6 +28,14 @@ class Task:
         return self.result
 
 
+def save_checkpoint(folder, name="last.ckpt"):
+    """What torch.save writes is an archive."""
+    path = folder / "checkpoints" / name
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"state_dict": {}}, path)
+    return path
+
+
 def configuration(**more):
     return OmegaConf.create({"ckpt_path": None, "objective": "val/loss", **more})
 
@@ -47,19 +56,16 @@ def test_failure_is_kept_with_its_reason_and_runs_again_from_its_checkpoint(tmp_
     assert (record.status, record.reason, record.value) == (FAILED, "NumericalError: loss must be finite,", None)
     again = Task(1.0)
     recorded(again, configuration(), tmp_path, ["lr=9"])
-    last = tmp_path / "checkpoints/last.ckpt"
     assert again.resumed == [None]
     write_record(tmp_path, record)
-    last.parent.mkdir()
-    last.touch()
+    last = save_checkpoint(tmp_path)
     recorded(again, configuration(), tmp_path, ["lr=9"])
     assert again.resumed == [None, str(last)]
     assert read_record(tmp_path).status == DONE
 
 
 def test_interrupted_job_continues_and_a_checkpoint_that_is_given_wins(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/last.ckpt").touch()
+    save_checkpoint(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         recorded(Task(KeyboardInterrupt()), configuration(), tmp_path, ["lr=1"])
     assert read_record(tmp_path).status == RUNNING
@@ -68,10 +74,23 @@ def test_interrupted_job_continues_and_a_checkpoint_that_is_given_wins(tmp_path)
     assert task.resumed == ["mine.ckpt"]
 
 
+def test_checkpoint_that_was_being_written_is_passed_over(tmp_path):
+    """Killed in the middle of saving: the job continues from the best one, or from the start."""
+    last, best = save_checkpoint(tmp_path), save_checkpoint(tmp_path, "best.ckpt")
+    task, whole = Task(1.0), best.read_bytes()
+    for kept, wanted in ((whole, str(best)), (whole[:100], None)):
+        write_record(tmp_path, Record(["lr=1"], RUNNING))
+        last.write_bytes(whole[:-40])
+        best.write_bytes(kept)
+        recorded(task, configuration(), tmp_path, ["lr=1"])
+        assert task.resumed[-1] == wanted
+        assert not last.exists()
+    assert not best.exists()
+
+
 def test_new_job_never_resumes(tmp_path):
     """A checkpoint without a record is a used folder, which train.py refuses; it is not taken for one's own."""
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/last.ckpt").touch()
+    save_checkpoint(tmp_path)
     task = Task(1.0)
     recorded(task, configuration(), tmp_path, ["lr=1"])
     assert task.resumed == [None]
@@ -81,8 +100,14 @@ def test_folder_of_another_job_is_refused_unless_that_failed(tmp_path):
     recorded(Task(1.0), configuration(), tmp_path, ["seed=1", "lr=0.1"])
     with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir must be new .* with a job of lr=0\.1 instead of lr=0\.2"):
         recorded(Task(1.0), configuration(), tmp_path, ["seed=1", "lr=0.2"])
-    write_record(tmp_path, Record(["lr=0.1"], FAILED, "no"))
-    assert recorded(Task(2.0), configuration(), tmp_path, ["lr=0.2"]) == 2.0
+    for number in (0, 1):  # what the failed ones had saved is kept apart
+        save_checkpoint(tmp_path)
+        write_record(tmp_path, Record(["lr=0.1"], FAILED, "no"))
+        task = Task(2.0)
+        assert recorded(task, configuration(), tmp_path, ["lr=0.2"]) == 2.0
+        assert task.resumed == [None]
+        assert (tmp_path / f"checkpoints_failed_{number}/last.ckpt").is_file()
+        assert not (tmp_path / "checkpoints").exists()
 
 
 def test_unreadable_record_counts_as_none(tmp_path):

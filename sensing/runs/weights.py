@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sensing.errors import CheckpointError
+from sensing.pretrained import SUFFIX
 
 if TYPE_CHECKING:
     from sensing.learning.module import TrainedModule  # pulls lightning, which takes seconds to import
@@ -21,8 +22,9 @@ def check_resume(path: str, learner: torch.nn.Module) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # whatever torch raises, depending on what is broken
+        hint = " (weights alone are for init_from)" if Path(path).suffix == SUFFIX else ""
         raise CheckpointError(
-            f"ckpt_path must be a checkpoint of train.py, got {path}: {type(error).__name__}: {error}"
+            f"ckpt_path must be a checkpoint of train.py{hint}, got {path}: {type(error).__name__}: {error}"
         ) from error
     _check_same("ckpt_path", path, state, learner.state_dict())
 

@@ -7,6 +7,7 @@ command line writes the records, in whatever process the launcher runs a job; no
 import json
 import logging
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,14 +75,14 @@ def recorded(task: Callable[[Any], Any], config: Any, folder: Path, overrides: l
                 f"hydra.sweep.dir must be new or that of the same sweep, got {folder} with a job of {there or 'less'} "
                 f"instead of {here or 'less'}"
             )
-        before = None  # a job that failed may be replaced
+        _set_aside(folder)
+        before = None
     if before is not None and before.status == DONE:
         log.info("done before, not run again: %s", folder)
         return before.value
-    last = folder / "checkpoints/last.ckpt"
-    if before is not None and last.is_file() and config.get("ckpt_path", folder) is None:
-        log.info("continued from %s", last)
-        config.ckpt_path = str(last)
+    if before is not None and config.get("ckpt_path", folder) is None and (good := _checkpoint(folder)) is not None:
+        log.info("continued from %s", good)
+        config.ckpt_path = str(good)
     record = Record(overrides, RUNNING, objective=str(config.get("objective", "")))
     write_record(folder, record)
     start = time.monotonic()
@@ -94,3 +95,22 @@ def recorded(task: Callable[[Any], Any], config: Any, folder: Path, overrides: l
     number = float(value) if isinstance(value, int | float) else None
     write_record(folder, record._replace(status=DONE, value=number, seconds=time.monotonic() - start))
     return value
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep the checkpoints of a failed job apart from those of the job that replaces it."""
+    if (saved := folder / "checkpoints").is_dir():
+        number = len(list(folder.glob("checkpoints_failed_*")))
+        saved.rename(folder / f"checkpoints_failed_{number}")
+
+
+def _checkpoint(folder: Path) -> Path | None:
+    """The checkpoint from which an interrupted job continues; one that was being written is removed."""
+    for name in ("last.ckpt", "best.ckpt"):
+        path = folder / "checkpoints" / name
+        if path.is_file() and zipfile.is_zipfile(path):
+            return path
+        if path.is_file():
+            log.warning("removed, the interruption left it unreadable: %s", path)
+            path.unlink()
+    return None
