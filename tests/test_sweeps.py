@@ -11,7 +11,7 @@ from sensing.errors import ConfigError, NumericalError
 from sensing.sweeps.figure import draw_jobs
 from sensing.sweeps.jobs import read_jobs, write_jobs
 from sensing.sweeps.record import DONE, FAILED, RUNNING, Record, read_record, recorded, write_record
-from sensing.sweeps.summary import Setting, print_jobs, settings, spread
+from sensing.sweeps.summary import Setting, print_jobs, settings, spread, write_settings
 
 
 class Task:
@@ -143,12 +143,17 @@ def test_jobs_are_in_numerical_order_with_what_varied(sweep):
 def test_settings_are_means_over_seeds_with_the_lowest_first(sweep):
     found = settings(read_jobs(sweep))
     assert [each.varied[0][1] for each in found] == ["0.01", "0.02"]
-    values = found[Setting((("optimizer.lr", "0.02"),), "", "")]
-    assert values["val/loss"] == [1.0, 5.0]
-    assert values["error over PEB, trained"] == [10.0, 50.0]
+    values = found[Setting((("optimizer.lr", "0.02"),), ("", "", ""))]
+    assert values["val/loss", "objective"] == [1.0, 5.0]
+    assert values["error_over_peb_rms", "trained"] == [10.0, 50.0]
     mean, deviation = statistics.mean([1.0, 5.0]), statistics.stdev([1.0, 5.0])
-    assert spread(values["val/loss"]) == f"{mean:.4g} +- {deviation:.2g}"
+    assert spread(values["val/loss", "objective"]) == f"{mean:.4g} +- {deviation:.2g}"
     assert spread([1.5]) == "1.5"
+    write_settings(sweep / "mean.csv", found)
+    with (sweep / "mean.csv").open(newline="") as file:
+        rows = {(row["optimizer.lr"], row["statistic"]): row for row in csv.DictReader(file)}
+    row = rows["0.02", "objective"]
+    assert (float(row["mean"]), float(row["standard_deviation"]), row["jobs"]) == (mean, deviation, "2")
 
 
 def test_table_holds_every_number_and_every_reason(sweep):
@@ -166,7 +171,8 @@ def test_table_holds_every_number_and_every_reason(sweep):
 
 
 def test_summary_names_failures_the_best_job_and_how_to_go_on(sweep, capsys):
-    print_jobs(read_jobs(sweep), sweep)
+    jobs = read_jobs(sweep)
+    print_jobs(jobs, settings(jobs), sweep)
     shown = capsys.readouterr().out
     assert "failed: job 4 (optimizer.lr=0.5 seed=0): NumericalError: layer 3" in shown
     assert "4 of 6 jobs done, 1 failed, 1 interrupted; lowest val/loss 1 in job 2 (optimizer.lr=0.02 seed=0)" in shown

@@ -68,7 +68,8 @@ def train(config: DictConfig) -> float:
     chosen = trainer.validate(learner, data, ckpt_path=best, verbose=False)[0]
     after = trainer.test(learner, data, verbose=False)[0]
     if trainer.is_global_zero:
-        _write_measures(Path(settings["output_dir"]), before, after, chosen)
+        count = sum(parameter.numel() for parameter in learner.parameters() if parameter.requires_grad)
+        _write_measures(Path(settings["output_dir"]), before, {**after, "test/parameters": count}, chosen)
         print_comparison(before, after, "untrained" if settings["init_from"] is None else "before")
         if settings["export"] is not None:
             learner.export(settings["export"], **about_training(settings, own_command("train")))

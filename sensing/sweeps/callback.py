@@ -18,14 +18,16 @@ class SweepReport(Callback):
 
 
 def report_sweep() -> None:
-    """Write sweep.csv and sweep.png and print the summary, if this process has run a sweep that began its jobs."""
+    """Write the tables and the figure and print the summary, if this process has run a sweep that began its jobs."""
     while _started:
         folder = _started.pop()
         from sensing.sweeps.figure import draw_jobs  # pull matplotlib and rich, which take time to import
         from sensing.sweeps.jobs import read_jobs, write_jobs
-        from sensing.sweeps.summary import print_jobs
+        from sensing.sweeps.summary import print_jobs, settings, write_settings
 
         if jobs := read_jobs(folder):
             write_jobs(folder / "sweep.csv", jobs)
             draw_jobs(folder / "sweep.png", jobs)
-            print_jobs(jobs, folder)
+            if found := settings(jobs):
+                write_settings(folder / "sweep_mean.csv", found)
+            print_jobs(jobs, found, folder)

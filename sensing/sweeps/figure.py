@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sensing.data.atomic import atomic_path
-from sensing.evaluation.style import SPARE, legend_below, log_scale, panels
+from sensing.evaluation.style import BOUNDS, legend_below, log_scale, marks, panels
 from sensing.sweeps.jobs import Job
 from sensing.sweeps.record import DONE, FAILED
 from sensing.sweeps.summary import REPETITION
@@ -87,12 +87,12 @@ def _against(axes: Axes, key: str, jobs: Sequence[Job], series: Series) -> None:
     numbers = _as_numbers(texts)
     names = list(dict.fromkeys(texts))
     x = [names.index(text) for text in texts] if numbers is None else numbers
-    for place, (name, values) in enumerate(series.items()):
-        color, marker = SPARE[place % len(SPARE)] if len(series) > 1 else ("#0072B2", "o")
+    for name, values in series.items():
+        color, marker, label = _look(name, list(series))
         at = [x[n] for n in values]
         places = sorted(set(at))
-        axes.plot(at, list(values.values()), marker, color=color, markersize=4.5, label=name)
-        if 1 < len(places) < len(at) or len(series) > 1:
+        axes.plot(at, list(values.values()), marker, color=color, markersize=4.5, label=label)
+        if numbers is not None and (1 < len(places) < len(at) or len(series) > 1):
             means = [np.mean([value for n, value in values.items() if x[n] == each]) for each in places]
             axes.plot(places, means, color=color, linewidth=1.2, label="mean" if len(series) == 1 else None)
     _mark_failed(axes, jobs, x)
@@ -102,6 +102,13 @@ def _against(axes: Axes, key: str, jobs: Sequence[Job], series: Series) -> None:
         log_scale(axes, "x")
     elif len(set(x)) <= 5:
         axes.set_xticks(sorted(set(x)))
+
+
+def _look(name: str, names: Sequence[str]) -> tuple[str, str, str]:
+    """Colour, marker and label of a series."""
+    if name in BOUNDS:
+        return BOUNDS[name][0], "_", BOUNDS[name][2]
+    return *(marks(name, names) if len(names) > 1 else ("#0072B2", "o")), name
 
 
 def _as_numbers(texts: Sequence[str]) -> list[float] | None:

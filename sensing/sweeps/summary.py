@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from sensing.evaluation.csv_file import write_csv
 from sensing.sweeps.jobs import Job
 from sensing.sweeps.record import DONE, FAILED
 
 REPETITION = "seed"
 MOST_ROWS = 60
+LABELS = ("estimator", "snr_db", "sigma_over_bandwidth")
 HEADLINES = {  # of results.csv and of training.csv
     "median user error [m]": ("ue_error_m", "median"),
     "rms error over PEB": ("ue_error_over_peb", "rms"),
@@ -29,37 +32,59 @@ class Setting(NamedTuple):
     """Everything that tells one row of the table from another; the repetitions are its values."""
 
     varied: tuple[tuple[str, str], ...]
-    estimator: str
-    snr_db: str
+    labels: tuple[str, ...]  # of LABELS; empty texts where a table has no such column
 
 
-def settings(jobs: Sequence[Job]) -> dict[Setting, dict[str, list[float]]]:
-    """Numbers by setting and headline, one of each job that repeats the setting; the lowest objective comes first."""
-    found: dict[Setting, dict[str, list[float]]] = {}
+Measure = tuple[str, str]
+"""Metric and statistic."""
+Settings = dict[Setting, dict[Measure, list[float]]]
+
+
+def settings(jobs: Sequence[Job]) -> Settings:
+    """Numbers by setting and measure, one of each job that repeats the setting; the lowest objective comes first."""
+    found: Settings = {}
     for job in jobs:
         varied = tuple(item for item in job.varied.items() if item[0] != REPETITION)
-        for estimator, snr, head, value in _numbers(job):
-            found.setdefault(Setting(varied, estimator, snr), {}).setdefault(head, []).append(value)
-    name = next((job.record.objective for job in jobs if job.record.value is not None), "")
-    return dict(sorted(found.items(), key=lambda item: float(np.mean(item[1].get(name, [0.0])))))
+        for labels, measure, value in _numbers(job):
+            found.setdefault(Setting(varied, labels), {}).setdefault(measure, []).append(value)
+    objective = next((_objective(job) for job in jobs if job.record.value is not None), ("", ""))
+    return dict(sorted(found.items(), key=lambda item: float(np.mean(item[1].get(objective, [0.0])))))
 
 
-def _numbers(job: Job) -> Iterator[tuple[str, str, str, float]]:
-    """Estimator, SNR, headline and value of what a finished job has found."""
+def _objective(job: Job) -> Measure:
+    return job.record.objective, "objective"
+
+
+def _numbers(job: Job) -> Iterator[tuple[tuple[str, ...], Measure, float]]:
+    """Labels, measure and value of what a finished job has found."""
     if job.record.status != DONE:
         return
     if job.record.value is not None:
-        yield "", "", job.record.objective, job.record.value
-    names = {key: head for head, key in HEADLINES.items()}
+        yield ("",) * len(LABELS), _objective(job), job.record.value
     for row in job.results:
-        head = names.get((row.get("metric", ""), row.get("statistic", "")))
-        if head is not None:
-            yield row.get("estimator", ""), row.get("snr_db", ""), head, float(row["value"])
+        if {"metric", "statistic", "value"} <= row.keys():
+            measure = row["metric"], row["statistic"]
+            yield tuple(row.get(label, "") for label in LABELS), measure, float(row["value"])
 
 
-def print_jobs(jobs: Sequence[Job], folder: Path) -> None:
-    """Print the table, the failures with their reasons, and the line that sums up."""
-    console, found = Console(), settings(jobs)
+def write_settings(path: Path, found: Settings) -> None:
+    """Write mean, standard deviation and number of the jobs that repeat each setting, for every measure."""
+    heads = [*(key for key, _ in next(iter(found)).varied), *LABELS, "metric", "statistic"]
+    rows = [
+        [
+            *(value for _, value in setting.varied),
+            *(*setting.labels, *measure, np.mean(numbers)),
+            *(np.std(numbers, ddof=1) if len(numbers) > 1 else None, len(numbers)),
+        ]
+        for setting, values in found.items()
+        for measure, numbers in values.items()
+    ]
+    write_csv(path, [*heads, "mean", "standard_deviation", "jobs"], rows)
+
+
+def print_jobs(jobs: Sequence[Job], found: Settings, folder: Path) -> None:
+    """Print the table of settings, the failures with their reasons, and the line that sums up."""
+    console = Console()
     console = console if console.is_terminal else Console(width=max(console.width, 120))
     if found:
         console.print(_table(found))
@@ -89,19 +114,21 @@ def _name(job: Job) -> str:
     return " ".join(f"{key}={_short(value)}" for key, value in job.varied.items()) or "no override"
 
 
-def _table(found: dict[Setting, dict[str, list[float]]]) -> Table:
+def _table(found: Settings) -> Table:
     """Mean over the repetitions, with their standard deviation."""
     keys = [key for key, _ in next(iter(found)).varied]
-    extra = [name for name in ("estimator", "snr_db") if any(getattr(each, name) for each in found)]
-    heads = list(dict.fromkeys(head for values in found.values() for head in values))
+    shown = [at for at in range(len(LABELS)) if len({each.labels[at] for each in found}) > 1]
+    measures = dict.fromkeys(measure for values in found.values() for measure in values)
+    names = {key: head for head, key in HEADLINES.items()}
+    heads = {each: names.get(each, each[0]) for each in measures if each in names or each[1] == "objective"}
     repeated = max(len(each) for values in found.values() for each in values.values())
     table = Table(title="mean and standard deviation over seeds" if repeated > 1 else None, title_justify="left")
-    for name in (*keys, *extra, "jobs", *heads):
-        table.add_column(name, justify="right", overflow="fold")
+    for name in (*keys, *(LABELS[at] for at in shown), "jobs", *heads.values()):
+        table.add_column(escape(name), justify="right", overflow="fold")
     for setting, values in list(found.items())[:MOST_ROWS]:
-        labels = [*(_short(value) for _, value in setting.varied), *(getattr(setting, name) for name in extra)]
+        labels = [*(escape(_short(value)) for _, value in setting.varied), *(setting.labels[at] for at in shown)]
         count = max(map(len, values.values()))
-        table.add_row(*labels, str(count), *(spread(values.get(head, [])) for head in heads))
+        table.add_row(*labels, str(count), *(spread(values.get(measure, [])) for measure in heads))
     return table
 
 
