@@ -98,9 +98,9 @@ def _against(axes: Axes, key: str, jobs: Sequence[Job], series: Series) -> None:
     _mark_failed(axes, jobs, x)
     if numbers is None:
         axes.set_xticks(range(len(names)), names)
-    elif min(x) > 0 and max(x) >= 20 * min(x):
+    elif min(x) > 0 and max(x) >= 10 * min(x):
         log_scale(axes, "x")
-    elif len(set(x)) <= 5:
+    elif len(names) <= 5 and max(map(len, names)) <= 5:
         axes.set_xticks(sorted(set(x)))
 
 
