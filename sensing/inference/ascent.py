@@ -14,14 +14,13 @@ from torch import Tensor
 
 from sensing.containers import Geometry
 from sensing.inference import m_step
-from sensing.inference.linearisation import System
+from sensing.inference.linearisation import System, per_scene
 from sensing.inference.state import (
     Evaluation,
     Problem,
-    column_operator,
     log_prior,
     normal_equations,
-    pilot_weight,
+    plain_products,
     products,
     with_walls,
 )
@@ -42,13 +41,9 @@ def surrogate(geometry: Geometry, posterior: Expectation, problem: Problem, nois
         posterior: mean and covariance of the gains.
         problem: the observation and the priors.
         noise_var: [* bs] noise variance that the E-step assumed.
-        taper: [*] of the pilots, the same for all scenes.
+        taper: [*] of the pilots.
     """
-    operator = column_operator(geometry, problem.deployment).whitened(problem.whitener)
-    weight = pilot_weight(problem, taper.reshape(-1)[0])
-    operator = operator._replace(delay=operator.delay * weight[:, None])
-    matched = operator.rmatvec(problem.y.to(operator.delay.dtype) * weight)
-    mean, gram = posterior.mean, operator.gram()
+    mean, (gram, matched) = posterior.mean, plain_products(geometry, problem, taper)
     moment = mean[..., :, None] * mean[..., None, :].conj() + posterior.covariance
     fit = 2.0 * (mean.conj() * matched).real.sum(-1) - (gram * moment.mT).real.sum((-2, -1))
     return (fit / noise_var).sum(-1) + log_prior(geometry, problem)
@@ -87,10 +82,10 @@ def ascend(
         The last point; Q never falls on the way. The step size is found without recording gradients.
     """
     geometry, posterior, system = start.geometry, start.expectation, start.system
-    noise_var, taper = problem.noise_var * noise_scale, start.taper
+    noise_var, taper = problem.noise_var * per_scene(noise_scale, problem.noise_var), start.taper
     for round_ in range(rounds):
         if round_ > 0:
-            gram, matched, basis, _ = products(geometry, problem, taper.reshape(-1)[0])
+            gram, matched, basis, _ = products(geometry, problem, taper)
             system = normal_equations(geometry, posterior, gram, matched, basis, noise_var, problem, 0.0)
             system = with_walls(system, geometry, problem)
         line = _steepest(geometry, system, problem.scales, steps)

@@ -5,11 +5,14 @@ step is taken again from the last accepted geometry with more Levenberg-Marquard
 evaluation, because its normal equations travel in the state. All is selected with `torch.where`, hence differentiable.
 
 Every learned quantity is a correction of a configured base value and neutral at zero: `base * exp(delta)`,
-`sigmoid(logit(base) + delta)`, or for the taper `base + 20 delta`.
+`sigmoid(logit(base) + delta)`, or for the taper `base + 20 delta`. A shift, one per scene, may be added to delta
+(`conditioning`).
 
 The taper widens the basin: a layer may trust pilot f as if its noise were `exp(taper x^2)` times larger, x in [-1, 1]
 the place of f in the band. Less bandwidth means a wider main lobe in delay. Objectives at different tapers do not
 compare, so the accepted point's is computed anew then. The last E-step always uses all pilots alike.
+
+Without the guard every finite proposal is taken; `unrolled` then compares the end with the start.
 """
 
 import math
@@ -21,21 +24,25 @@ from sensing.containers import Geometry
 from sensing.errors import ConfigError
 from sensing.inference import m_step
 from sensing.inference.ascent import ascend
+from sensing.inference.conditioning import NO_SHIFT, Shift
 from sensing.inference.clouds import merge
+from sensing.inference.linearisation import per_scene
 from sensing.inference.prior import SupportPrior
 from sensing.inference.state import (
     Evaluation,
     Problem,
     State,
     column_operator,
+    fit_of,
     log_prior,
     normal_equations,
     objective_at,
+    plain_products,
     products,
     select,
     with_walls,
 )
-from sensing.inference.turbo import expectation
+from sensing.inference.turbo import Expectation, expectation
 
 __all__ = ["Iteration", "column_operator", "select"]
 
@@ -46,6 +53,19 @@ MOST_DAMPED = 1e9
 """Damping saturates: such a scene stands still."""
 
 BLOCKS = ("ue", "offset", "node", "free")
+
+COMPONENTS = {
+    "step": tuple(f"step_{block}" for block in BLOCKS),
+    "lm": ("lm",),
+    "cap": ("cap",),
+    "missing": ("missing",),
+    "turbo_damping": ("turbo_damping",),
+    "prior": ("activity", "visibility", "free_activity"),
+    "noise_scale": ("noise_scale",),
+    "power_scale": ("power_scale",),
+    "taper": ("taper",),
+}
+"""What can be learned, by the name under which it is switched, and the corrections it consists of."""
 
 TAPER_UNIT = 20.0
 """Change of the taper per unit of its correction: useful tapers are of this size."""
@@ -135,19 +155,25 @@ class Iteration(nn.Module):
             }
         )
 
-    def factor(self, name: str) -> Tensor:
-        """`base * exp(delta)`."""
-        return self.factors[name] * self.corrections[name].exp()
+    def delta(self, name: str, shift: Shift = NO_SHIFT) -> Tensor:
+        """Correction of a quantity, [] or [*]."""
+        correction: Tensor = self.corrections[name]
+        return correction + shift[name] if name in shift else correction
 
-    def log_odds(self, name: str) -> Tensor:
+    def factor(self, name: str, shift: Shift = NO_SHIFT) -> Tensor:
+        """`base * exp(delta)`."""
+        return self.factors[name] * self.delta(name, shift).exp()
+
+    def log_odds(self, name: str, shift: Shift = NO_SHIFT) -> Tensor:
         """`logit(base) + delta`."""
         base = self.shares[name]
         logit = math.inf if base == 1 else -math.inf if base == 0 else math.log(base / (1.0 - base))
-        return logit + self.corrections[name]
+        return logit + self.delta(name, shift)
 
-    def taper(self) -> Tensor:
-        """`base + 20 delta`."""
-        return self.base_taper + TAPER_UNIT * self.corrections["taper"]
+    def taper(self, shift: Shift = NO_SHIFT, further: Tensor | float = 0.0) -> Tensor:
+        """`base + 20 delta`, never below zero; there the gradient passes, or no scene would ever leave it."""
+        free = self.base_taper + TAPER_UNIT * self.delta("taper", shift) + further
+        return free + (free.clamp(min=0.0) - free).detach()
 
     def values(self) -> dict[str, float]:
         """Effective value of every learned quantity, for logs."""
@@ -159,35 +185,43 @@ class Iteration(nn.Module):
         """Evaluate the proposal, keep the better point, propose the next."""
         return self.propose(self.evaluate(state, problem), problem)
 
-    def evaluate(self, state: State, problem: Problem, further_taper: Tensor | float = 0.0) -> State:
+    def evaluate(
+        self, state: State, problem: Problem, further_taper: Tensor | float = 0.0, shift: Shift = NO_SHIFT
+    ) -> State:
         """E-step at the proposal and the guard: afterwards `accepted` is the best point so far."""
-        new = self._at(state.proposal, state.power, problem, self.taper() + further_taper)
+        new = self._at(state.proposal, state.power, problem, self.taper(shift, further_taper), shift)
         return self._judge(state, new, problem)
 
-    def conclude(self, state: State, problem: Problem) -> State:
+    def conclude(self, state: State, problem: Problem, shift: Shift = NO_SHIFT) -> State:
         """Last E-step, on all pilots alike, and guard."""
-        if state.accepted is not None and bool((state.accepted.taper != 0.0).any()):
-            nominal = self._at(
-                state.accepted.geometry, state.power, problem, torch.zeros_like(self.corrections["taper"])
-            )
+        alike = torch.zeros_like(self.corrections["taper"])
+        if self.guard and state.accepted is not None and bool((state.accepted.taper != 0.0).any()):
+            nominal = self._at(state.accepted.geometry, state.power, problem, alike, shift)
             state = state._replace(accepted=nominal)
-        new = self._at(state.proposal, state.power, problem, torch.zeros_like(self.corrections["taper"]))
-        return self._judge(state, new, problem)
+        return self._judge(state, self._at(state.proposal, state.power, problem, alike, shift), problem)
 
-    def propose(self, state: State, problem: Problem) -> State:
+    def look(self, state: State, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Objective [*] and fit [* bs] of the proposal on all pilots alike, without what a step would need."""
+        geometry, alike = state.proposal, torch.zeros_like(self.corrections["taper"])
+        gram, matched = plain_products(geometry, problem, alike)
+        posterior = self._expect(gram, matched, geometry, state.power, problem, NO_SHIFT)
+        objective = posterior.log_evidence + log_prior(geometry, problem)
+        return objective, fit_of(posterior.mean, gram, matched, problem, alike)
+
+    def propose(self, state: State, problem: Problem, shift: Shift = NO_SHIFT) -> State:
         """M-step from the accepted point."""
         assert state.accepted is not None
         geometry, system = state.accepted.geometry, state.accepted.system
-        steps = m_step.Steps(*(self.factor(f"step_{block}") for block in BLOCKS))
+        steps = m_step.Steps(*(self.factor(f"step_{block}", shift) for block in BLOCKS))
+        cap = self.factor("cap", shift)
         if self.kind == "gauss_newton":
-            factors = m_step.factorise(system, problem.scales, self.factor("lm") * state.damping)
+            factors = m_step.factorise(system, problem.scales, self.factor("lm", shift) * state.damping)
             step, free = m_step.solve(factors, system)
-            bs = geometry.offset_m.shape[-1]
-            step, free = m_step.capped(step, free, bs, problem.scales, self.factor("cap"), steps)
+            step, free = m_step.capped(step, free, geometry.offset_m.shape[-1], problem.scales, cap, steps)
             proposal = m_step.moved(geometry, step, free, m_step.free_tangents(geometry))
         else:
-            first = self.factor("cap") / state.damping
-            proposal = ascend(state.accepted, problem, self.factor("noise_scale"), steps, first, self.ascents)
+            noise_scale = self.factor("noise_scale", shift)
+            proposal = ascend(state.accepted, problem, noise_scale, steps, cap / state.damping, self.ascents)
         if self.merge > 0:
             nodes = geometry.node_mask.shape[-1]
             energy = state.accepted.expectation.mean[..., :nodes].abs().square().sum(-2)
@@ -205,7 +239,7 @@ class Iteration(nn.Module):
         if self.guard:
             keep = keep & (new.objective >= objective_at(state.accepted, new.taper, problem) - self.tolerance)
         damping = torch.where(keep, state.damping * ACCEPTED, state.damping * REJECTED).clamp(1.0, MOST_DAMPED)
-        accepted = select(keep, new, state.accepted)
+        accepted = new if bool(keep.all()) else select(keep, new, state.accepted)
         assert state.clipped is not None
         assert state.rejected is not None
         return State(
@@ -217,29 +251,37 @@ class Iteration(nn.Module):
             state.rejected + (~keep).long(),
         )
 
-    def _at(self, geometry: Geometry, power: Tensor, problem: Problem, taper: Tensor) -> Evaluation:
+    def _at(
+        self, geometry: Geometry, power: Tensor, problem: Problem, taper: Tensor, shift: Shift = NO_SHIFT
+    ) -> Evaluation:
         """E-step and normal equations at a geometry."""
-        gram, matched, basis, mask = products(geometry, problem, taper)
-        prior = SupportPrior(self.log_odds("activity"), self.log_odds("visibility"), self.log_odds("free_activity"))
-        nodes = geometry.node_mask.shape[-1]
-        noise_scale = self.factor("noise_scale")
-        posterior = expectation(
-            gram[..., :, 0, :, 0],
-            matched[..., 0],
-            problem.noise_var,
-            power,
-            prior,
-            mask,
-            nodes,
-            self.inner,
-            self.log_odds("turbo_damping").sigmoid(),
-            noise_scale,
-            self.factor("power_scale"),
-        )
-        missing = self.log_odds("missing").sigmoid()
-        system = normal_equations(
-            geometry, posterior, gram, matched, basis, problem.noise_var * noise_scale, problem, missing
-        )
+        gram, matched, basis, _ = products(geometry, problem, taper)
+        plain = gram[..., :, 0, :, 0], matched[..., 0]
+        posterior = self._expect(*plain, geometry, power, problem, shift)
+        noise_var = problem.noise_var * per_scene(self.factor("noise_scale", shift), problem.noise_var)
+        missing = self.log_odds("missing", shift).sigmoid()
+        system = normal_equations(geometry, posterior, gram, matched, basis, noise_var, problem, missing)
         system = with_walls(system, geometry, problem)
         objective = posterior.log_evidence + log_prior(geometry, problem)
-        return Evaluation(geometry, posterior, system, objective, taper.detach().expand(objective.shape))
+        fit = fit_of(posterior.mean, *plain, problem, taper)
+        return Evaluation(geometry, posterior, system, objective, taper.detach().expand(objective.shape), fit)
+
+    def _expect(
+        self, gram: Tensor, matched: Tensor, geometry: Geometry, power: Tensor, problem: Problem, shift: Shift
+    ) -> Expectation:
+        """E-step with this layer's quantities."""
+        nodes = geometry.node_mask.shape[-1]
+        located = geometry.node_mask[..., None, :].expand(*power.shape, nodes)
+        return expectation(
+            gram,
+            matched,
+            problem.noise_var,
+            power,
+            SupportPrior(*(self.log_odds(name, shift) for name in SupportPrior._fields)),
+            torch.cat([located, geometry.free_mask], -1),
+            nodes,
+            self.inner,
+            self.log_odds("turbo_damping", shift).sigmoid(),
+            self.factor("noise_scale", shift),
+            self.factor("power_scale", shift),
+        )

@@ -31,6 +31,11 @@ class System(NamedTuple):
     free_curvature: Tensor  # [* bs free free]
 
 
+def per_scene(value: Tensor, like: Tensor) -> Tensor:
+    """A number [] or one per scene [*], shaped to scale a tensor [* ...]."""
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
+
+
 def path_gradient(gram: Tensor, matched: Tensor, mean: Tensor, covariance: Tensor, noise_var: Tensor) -> Tensor:
     """Derivative of the surrogate with respect to psi of every path.
 
@@ -60,7 +65,7 @@ def path_curvature(
         mean: [* bs col].
         covariance: [* bs col col].
         noise_var: [* bs].
-        missing: weight of the missing information in [0, 1]; 0 is EM, 1 eliminates the gains.
+        missing: [] or [*] weight of the missing information in [0, 1]; 0 is EM, 1 eliminates the gains.
 
     Returns:
         [* bs col 3 col 3] real and symmetric.
@@ -71,6 +76,7 @@ def path_curvature(
     absorbed = (flat @ covariance @ flat.mH).reshape(inner.shape) / noise_var[..., None, None, None, None]
     spread = covariance.mT[..., :, None, :, None] * inner
     means = means[..., :, None, :, None]
+    missing = per_scene(missing, inner) if isinstance(missing, Tensor) else missing
     curvature = means * (inner - missing * absorbed) + (1.0 - missing) * spread
     return curvature.real * (2.0 / noise_var)[..., None, None, None, None]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sensing.containers import Deployment, Geometry
 from sensing.geometry import direction_and_range, tangent_basis
-from sensing.inference.linearisation import System
+from sensing.inference.linearisation import System, per_scene
 from sensing.resolution import Scales, natural_scales
 from sensing.units import SPEED_OF_LIGHT
 
@@ -147,7 +147,7 @@ def capped(step: Tensor, free: Tensor, bs: int, scales: Scales, cap: Tensor, ste
         free: [* bs free].
         bs: number of stations.
         scales: natural lengths.
-        cap: [] largest step in natural lengths.
+        cap: [] or [*] largest step in natural lengths.
         steps: relaxation factors.
     """
     ue, offset, node = step[..., :3], step[..., 3 : 3 + bs], step[..., 3 + bs :].unflatten(-1, (-1, 3))
@@ -157,9 +157,10 @@ def capped(step: Tensor, free: Tensor, bs: int, scales: Scales, cap: Tensor, ste
     limit = cap * scales.metre
     common = _shorten(longest, limit)
     node = common[..., None, None] * node
-    node = _shorten(_length(node), limit)[..., None] * node
-    unit = torch.stack([limit, cap * scales.radian, cap * scales.radian])
-    free = _shorten(_length(free / unit), torch.ones_like(limit))[..., None] * free
+    size = _length(node)
+    node = _shorten(size, per_scene(limit, size))[..., None] * node
+    unit = torch.stack([limit, cap * scales.radian, cap * scales.radian], -1)[..., None, None, :]
+    free = _shorten(_length(free / unit), torch.ones_like(scales.metre))[..., None] * free
     return torch.cat([common[..., None] * ue, common[..., None] * offset, node.flatten(-2)], -1), free.flatten(-2)
 
 

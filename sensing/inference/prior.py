@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from sensing.inference.linearisation import per_scene
+
 
 class SupportPrior(NamedTuple):
-    """Log-odds of the three Bernoulli layers, [] each (or broadcastable: [* node], [* bs node], [* bs free])."""
+    """Log-odds of the three Bernoulli layers, [] or one per scene [*] each."""
 
     activity: Tensor
     visibility: Tensor
@@ -63,13 +65,14 @@ def support_posterior(
     evidence = torch.log(v / (v + sx2)) + magnitude * (sx2 / (v * (v + sx2)))
     evidence = torch.where(mask, evidence, torch.zeros_like(evidence))
 
-    seen, unseen = logsigmoid(prior.visibility), logsigmoid(-prior.visibility)
+    seen, unseen = logsigmoid(per_scene(prior.visibility, r)), logsigmoid(-per_scene(prior.visibility, r))
     located = evidence[..., :num_nodes]
     upward = torch.logaddexp(seen + located, unseen.expand_as(located))
-    node_log_odds = prior.activity + upward.sum(-2)
+    node_log_odds = upward.sum(-2)
+    node_log_odds = per_scene(prior.activity, node_log_odds) + node_log_odds
     others = node_log_odds[..., None, :] - upward
     log_odds = seen - torch.logaddexp(unseen.expand_as(others), -others) + located
-    log_odds = torch.cat([log_odds, prior.free_activity + evidence[..., num_nodes:]], -1)
+    log_odds = torch.cat([log_odds, per_scene(prior.free_activity, r) + evidence[..., num_nodes:]], -1)
 
     shrink = sx2 / (sx2 + v)
     probability = log_odds.sigmoid()

@@ -26,6 +26,7 @@ class Evaluation(NamedTuple):
     system: System  # priors included
     objective: Tensor  # [*] log evidence + log prior, up to a constant
     taper: Tensor  # [*] of the pilots behind all this
+    fit: Tensor  # [* bs] power of the residual over that of the noise
 
 
 class State(NamedTuple):
@@ -43,6 +44,7 @@ class Problem(NamedTuple):
     """The observation, prepared once for all iterations."""
 
     y: Tensor  # [* bs ant sc] whitened, in the precision of the large products
+    energy: Tensor  # [* bs sc] of whitened y, summed over antennas
     noise_var: Tensor  # [* bs] float64
     deployment: Deployment
     precision: Tensor  # [theta] of the Gaussian priors
@@ -71,8 +73,10 @@ def prepare(
         last > first, last - first, torch.ones_like(last)
     )
     scales = natural_scales(deployment)
+    y = whitened(observation.y.to(dtype), observation.whitener)
     problem = Problem(
-        whitened(observation.y.to(dtype), observation.whitener),
+        y,
+        (y.real.double().square() + y.imag.double().square()).sum(-2),
         noise_var,
         deployment,
         precision,
@@ -83,7 +87,6 @@ def prepare(
         observation.whitener,
     )
     entries = observation.y.shape[-2] * observation.y.shape[-1]
-    energy = observation.y.real.double().square().sum((-2, -1)) + observation.y.imag.double().square().sum((-2, -1))
     count = (geometry.member & geometry.node_mask[..., None, :]).sum(-1) + geometry.free_mask.sum(-1)
     power = received_power(energy, entries, noise_var, count)
     return problem, State(geometry, power, torch.ones_like(geometry.ue_position[..., 0]))
@@ -115,25 +118,41 @@ def products(geometry: Geometry, problem: Problem, taper: Tensor) -> tuple[Tenso
     operator = extended_operator(range_m, direction, problem.deployment, mask, basis, problem.y.dtype)
     operator = operator.whitened(problem.whitener)
     weight = pilot_weight(problem, taper)
-    operator = operator._replace(delay=operator.delay * weight[:, None, None])
-    return operator.gram().to(torch.complex128), operator.rmatvec(problem.y * weight).to(torch.complex128), basis, mask
+    operator = operator._replace(delay=operator.delay * weight[..., None, :, None, None])
+    matched = operator.rmatvec(problem.y * weight[..., None, None, :])
+    return operator.gram().to(torch.complex128), matched.to(torch.complex128), basis, mask
 
 
 def pilot_weight(problem: Problem, taper: Tensor) -> Tensor:
-    """Amplitude by which a taper scales each pilot of data and model, [sc]; exactly one at taper zero."""
-    return torch.exp(-0.5 * taper * problem.place.square()).to(problem.y.real.dtype)
+    """Amplitude by which a taper [] or [*] scales each pilot of data and model, [* sc]; exactly one at taper zero."""
+    return torch.exp(-0.5 * taper[..., None] * problem.place.square()).to(problem.y.real.dtype)
+
+
+def plain_products(geometry: Geometry, problem: Problem, taper: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram [* bs col col] and `rmatvec(y)` [* bs col] without derivatives, in double."""
+    operator = column_operator(geometry, problem.deployment).whitened(problem.whitener)
+    weight = pilot_weight(problem, taper)
+    operator = operator._replace(delay=operator.delay * weight[..., None, :, None])
+    return operator.gram(), operator.rmatvec(problem.y.to(operator.delay.dtype) * weight[..., None, None, :])
+
+
+def fit_of(mean: Tensor, gram: Tensor, matched: Tensor, problem: Problem, taper: Tensor) -> Tensor:
+    """Power of the residual over that of the noise, both on pilots of a taper, [* bs].
+
+    `|y - Phi x|^2 = |y|^2 - 2 Re(x^H Phi^H y) + x^H Phi^H Phi x`.
+    """
+    weight = pilot_weight(problem, taper).double().square()
+    energy = (problem.energy * weight[..., None, :]).sum(-1)
+    explained = (mean.conj() * (2.0 * matched - (gram @ mean[..., None])[..., 0])).real.sum(-1)
+    entries = problem.y.shape[-2] * weight.sum(-1)
+    return (energy - explained) / (problem.noise_var * entries[..., None])
 
 
 def objective_at(evaluation: Evaluation, taper: Tensor, problem: Problem) -> Tensor:
     """Objective of an evaluated point on pilots of another taper, [*]."""
     if bool((evaluation.taper == taper).all()):
         return evaluation.objective
-    operator, weight = (
-        column_operator(evaluation.geometry, problem.deployment).whitened(problem.whitener),
-        pilot_weight(problem, taper.reshape(-1)[0]),
-    )
-    operator = operator._replace(delay=operator.delay * weight[:, None])
-    gram, matched = operator.gram(), operator.rmatvec(problem.y.to(torch.complex128) * weight)
+    gram, matched = plain_products(evaluation.geometry, problem, taper)
     evidence = log_evidence(gram, matched, problem.noise_var, evaluation.expectation.deviation).sum(-1)
     return evidence + log_prior(evaluation.geometry, problem)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from sensing.inference.linearisation import per_scene
 from sensing.inference.lmmse import lmmse, log_evidence
 from sensing.inference.prior import SupportPrior, support_posterior
 
@@ -77,14 +78,15 @@ def expectation(
         mask: [* bs col] bool.
         num_nodes: columns `:num_nodes` are common to all stations.
         inner: rounds between the modules.
-        damping: [] share of the new message in (0, 1].
-        noise_scale: [] factor on the noise that the modules assume.
-        power_scale: [] factor on the power that the modules assume.
+        damping: [] or [*] share of the new message in (0, 1].
+        noise_scale: [] or [*] factor on the noise that the modules assume.
+        power_scale: [] or [*] factor on the power that the modules assume.
     """
-    noise, sx2 = noise_var * noise_scale, power * power_scale
+    power_scale, damping = per_scene(power_scale, power), per_scene(damping, power)
+    noise, sx2 = noise_var * per_scene(noise_scale, power), power * power_scale
     count, empty = mask.sum(-1).clamp(min=1), ~mask.any(-1)
     # expected share of columns in use: the first message of B to A
-    share = (prior.activity.sigmoid() * prior.visibility.sigmoid()).expand(sx2.shape)
+    share = per_scene(prior.activity.sigmoid() * prior.visibility.sigmoid(), sx2).expand(sx2.shape)
     precision, pull = 1.0 / (share * sx2), torch.zeros_like(matched)
     clipped = torch.zeros(mask.shape[:-2], dtype=torch.int64, device=mask.device)
     for round_ in range(inner):
@@ -102,7 +104,7 @@ def expectation(
             x_new, v_new, clip = _extrinsic(b.mean, v_b, r, v, b.mean, sx2)
             clipped = clipped + clip.sum(-1)
             precision = precision + damping * (1.0 / v_new - precision)
-            pull = pull + damping * (x_new / v_new[..., None] - pull)
+            pull = pull + damping[..., None] * (x_new / v_new[..., None] - pull)
     probability = b.log_odds.sigmoid() * mask
     updated = (probability * b.energy).sum(-1) / (probability.sum(-1) + 1.0)
     updated = updated + power / (probability.sum(-1) + 1.0)  # the old value counts as one path: no division by zero

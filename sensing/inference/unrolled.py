@@ -1,15 +1,20 @@
 """Unrolled EM: one class for the classical estimator (tied, neutral) and the unfolded one (untied, learned)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sensing.containers import Deployment, Geometry, Observation
+from sensing.containers import Deployment, Geometry, Observation, map_tensors
 from sensing.errors import ConfigError
-from sensing.inference.iteration import TAPER_UNIT, Iteration
+from sensing.inference.conditioning import NO_SHIFT, Conditioner, Shift
+from sensing.inference.iteration import COMPONENTS, TAPER_UNIT, Iteration
+from sensing.inference.memory import Memory
 from sensing.inference.state import Evaluation, Problem, State, prepare
+
+SCHEDULE = "schedule"
+"""Name of the learned start of the falling taper that all layers share."""
 
 
 class Refined(NamedTuple):
@@ -20,6 +25,7 @@ class Refined(NamedTuple):
     problem: Problem  # what `outcome.to_estimate` needs beside the final evaluation
     clipped: Tensor  # [*] int64, guards of the E-step that acted
     rejected: Tensor  # [*] int64, proposals dropped
+    fallback: Tensor  # [*] bool, scenes that the classical iterations have redone
 
 
 class Unrolled(nn.Module):
@@ -30,11 +36,17 @@ class Unrolled(nn.Module):
         tied: all iterations share their corrections.
         polish: further iterations, never learned, with the gains eliminated from the curvature (`missing=1`) and
             neutral corrections: at the end they turn a good guess into the optimum.
+        learned: components whose corrections are learned, out of `COMPONENTS` and `schedule`; None: all.
+        condition: corrections depend on the scene (`conditioning`), in the components that are learned.
+        fallback: a scene whose objective ends below that of its start is redone by classical iterations. Costs one
+            E-step without derivatives, and the classical iterations of such scenes. Not where a history is asked for.
+        memory: what training keeps of every layer: `full`, `checkpoint`, `truncated` or `implicit` (`memory`).
+        window: layers through which gradients pass in the mode `truncated`.
         dtype: complex type of the products with the observation (complex64 halves their time); the rest is double.
         settings: base values of `Iteration`; if untied, a sequence gives one value per iteration.
 
     Raises:
-        ConfigError: a count or a base value does not fit.
+        ConfigError: a count, a name or a base value does not fit.
     """
 
     def __init__(
@@ -42,6 +54,11 @@ class Unrolled(nn.Module):
         num_iterations: int = 8,
         tied: bool = True,
         polish: int = 0,
+        learned: Sequence[str] | None = None,
+        condition: bool = False,
+        fallback: bool = False,
+        memory: str = "full",
+        window: int = 2,
         dtype: torch.dtype | str = "complex128",
         **settings: Any,
     ) -> None:
@@ -64,10 +81,26 @@ class Unrolled(nn.Module):
             for t in range(1 if tied else num_iterations)
         )
         self.coarse_to_fine = nn.Parameter(torch.zeros((), dtype=torch.float64))
-        base = {name: values[-1] if name in per_layer else values for name, values in settings.items()}
-        self.polisher = (
-            Iteration(**(base | {"missing": 1.0, "step": 1.0, "taper": 0.0})).requires_grad_(False) if polish else None
-        )
+        base = {name: values[-1] if name in per_layer else values for name, values in settings.items()} | {"taper": 0.0}
+        self.polisher = _frozen(Iteration(**(base | {"missing": 1.0, "step": 1.0}))) if polish else None
+        self.classical = _frozen(Iteration(**(base | {"guard": True}))) if fallback or condition else None
+        self.fallback, self.memory = fallback, Memory(memory, window, tied)
+        self.conditioner = self._learn(learned, condition)
+
+    def _learn(self, learned: Iterable[str] | None, condition: bool) -> Conditioner | None:
+        """Let the named components be learned and freeze all others."""
+        known = (*COMPONENTS, SCHEDULE)
+        wanted = known if learned is None else tuple(learned)
+        if unknown := sorted(set(wanted) - set(known)):
+            raise ConfigError(f"learned must name some of {', '.join(known)}, got {', '.join(unknown)}")
+        corrections = [name for component in wanted if component != SCHEDULE for name in COMPONENTS[component]]
+        for layer in self.layers:
+            for name, parameter in layer.corrections.items():  # type: ignore[union-attr,operator]
+                parameter.requires_grad_(name in corrections)
+        self.coarse_to_fine.requires_grad_(SCHEDULE in wanted)
+        if condition and not corrections:
+            raise ConfigError(f"condition must have something to correct, got learned={list(wanted)}")
+        return Conditioner(corrections) if condition else None
 
     def forward(
         self, observation: Observation, deployment: Deployment, geometry: Geometry, history: bool = False
@@ -81,20 +114,65 @@ class Unrolled(nn.Module):
             history: return the evaluation after every iteration, for deep supervision.
         """
         problem, state = prepare(observation, deployment, geometry, self.dtype)
-        schedule: list[Iteration] = [self.layers[min(t, len(self.layers) - 1)] for t in range(self.num_iterations)]  # type: ignore
-        if self.polisher is not None:
-            schedule += [self.polisher] * self.polish
+        guarded = self.fallback and not history
+        start, fit = None, torch.ones_like(state.power)
+        if self.classical is not None and (guarded or self.conditioner is not None):
+            with torch.no_grad():
+                start, fit = self.classical.look(state, problem)
+
+        def iterate(state: State, step: int) -> State:
+            layer = self.schedule_of_layers[step]
+            shift = self.shift(state, problem, fit, step)
+            state = layer.evaluate(state, problem, self.schedule(step), shift)
+            return layer.propose(state, problem, self.shift(state, problem, fit, step))
+
         seen: list[Evaluation] = []
-        for step, layer in enumerate(schedule):
-            state = layer.evaluate(state, problem, self.schedule(step))
+        last = len(self.schedule_of_layers) - 1
+        for step in range(last + 1):
+            state = self.memory(iterate, state, step, last)
             if history and step > 0:
                 seen.append(_accepted(state))
-            state = layer.propose(state, problem)
-        state = schedule[-1].conclude(state, problem)
+        state = self.schedule_of_layers[-1].conclude(state, problem, self.shift(state, problem, fit, last))
         assert state.clipped is not None
         assert state.rejected is not None
         final = _accepted(state)
-        return Refined(final, [*seen, final] if history else [], problem, state.clipped, state.rejected)
+        history_ = [*seen, final] if history else []
+        refined = Refined(
+            final, history_, problem, state.clipped, state.rejected, torch.zeros_like(state.clipped, dtype=torch.bool)
+        )
+        return self._fall_back(refined, start, observation, geometry) if guarded and start is not None else refined
+
+    @property
+    def schedule_of_layers(self) -> list[Iteration]:
+        """The layer of every iteration, polishing ones included."""
+        layers: list[Iteration] = [self.layers[min(t, len(self.layers) - 1)] for t in range(self.num_iterations)]  # type: ignore
+        return layers + [self.polisher] * self.polish if self.polisher is not None else layers
+
+    def shift(self, state: State, problem: Problem, fit: Tensor, step: int) -> Shift:
+        """What the scene adds to the corrections of an iteration."""
+        if self.conditioner is None or step >= self.num_iterations:
+            return NO_SHIFT
+        fit = fit if state.accepted is None else state.accepted.fit
+        shift: Shift = self.conditioner(state, problem, fit, step / max(self.num_iterations - 1, 1))
+        return shift
+
+    def _fall_back(self, refined: Refined, start: Tensor, observation: Observation, geometry: Geometry) -> Refined:
+        """Classical iterations, which never lower the objective, for the scenes where the learned ones have."""
+        assert self.classical is not None
+        worse = ~(refined.final.objective >= start - self.classical.tolerance)
+        if not bool(worse.any()):
+            return refined
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[worse]
+
+        problem, state = prepare(
+            map_tensors(observation, chosen), refined.problem.deployment, map_tensors(geometry, chosen), self.dtype
+        )
+        for _ in range(self.num_iterations):
+            state = self.classical(state, problem)
+        redone = _accepted(self.classical.conclude(state, problem))
+        return refined._replace(final=_put(refined.final, worse, redone), fallback=worse)
 
     def schedule(self, step: int) -> Tensor:
         """Taper that falls from `20 delta` in the first iteration to zero in the last: coarse first, fine afterwards.
@@ -111,6 +189,24 @@ class Unrolled(nn.Module):
         return _accepted(last.evaluate(state, problem))  # type: ignore[operator]
 
 
+def _frozen(layer: Iteration) -> Iteration:
+    return layer.requires_grad_(False)
+
+
 def _accepted(state: State) -> Evaluation:
     assert state.accepted is not None
     return state.accepted
+
+
+def _put(whole: Evaluation, where: Tensor, part: Evaluation) -> Evaluation:
+    """An evaluation with some of its scenes replaced."""
+    flat: list[Tensor] = []
+    map_tensors(part, lambda tensor: flat.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    parts = iter(flat)
+
+    def put(tensor: Tensor) -> Tensor:
+        mixed = tensor.clone()
+        mixed[where] = next(parts)
+        return mixed
+
+    return map_tensors(whole, put)
