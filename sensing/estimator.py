@@ -132,7 +132,10 @@ class LocationEstimator(nn.Module):
         assert estimate.covariance is not None
         covariance = doubtful_covariance(estimate.covariance, flags, coarse, deployment)
         channel = self.observed(estimate.channel)
-        return estimate._replace(channel=channel, covariance=covariance, cost_per_dof=coarse.cost_per_dof, flags=flags)
+        fallback = refined.fallback if self.unrolled.fallback else None
+        return estimate._replace(
+            channel=channel, covariance=covariance, cost_per_dof=coarse.cost_per_dof, flags=flags, fallback=fallback
+        )
 
     def calibrated(self, observation: Observation) -> Observation:
         """The observation as ideal arrays would have made it."""

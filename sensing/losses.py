@@ -5,9 +5,10 @@ alike, and the logarithm keeps outliers from drowning the rest:
 
     loss = sum_t w_t mean log(1 + |u_t - u|^2 / PEB^2) + c mean log(1 + NMSE / (4 NMSE_ref))
 
-with t the iterations (deep supervision) and NMSE_ref = paths * noise / power, that of known paths with unknown gains.
+with t the iterations (deep supervision; layer by layer if `layerwise_epochs` says so) and NMSE_ref = paths * noise / power, that of known paths with unknown gains.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,20 +56,35 @@ class BoundNormalisedLoss:
         channel_weight: c, weight of the channel term.
         final_weight: weight of the last iteration relative to the mean of the earlier ones.
         coarse_weight: weight of the coarse location, where the front end runs in training.
+        layerwise_epochs: epochs over which the loss moves from the first layer to the last; 0: all layers at once.
     """
 
-    def __init__(self, channel_weight: float = 0.3, final_weight: float = 4.0, coarse_weight: float = 0.5) -> None:
+    def __init__(
+        self,
+        channel_weight: float = 0.3,
+        final_weight: float = 4.0,
+        coarse_weight: float = 0.5,
+        layerwise_epochs: int = 0,
+    ) -> None:
         for name, value in (
             ("channel_weight", channel_weight),
             ("final_weight", final_weight),
             ("coarse_weight", coarse_weight),
+            ("layerwise_epochs", layerwise_epochs),
         ):
             if not value >= 0:
                 raise ConfigError(f"loss.{name} must be >= 0, got {value}")
         self.channel_weight, self.final_weight, self.coarse_weight = channel_weight, final_weight, coarse_weight
+        self.layerwise_epochs = layerwise_epochs
 
     def __call__(
-        self, iterates: list[Tensor], channel: Tensor, example: Example, peb: Tensor, coarse: Tensor | None = None
+        self,
+        iterates: list[Tensor],
+        channel: Tensor,
+        example: Example,
+        peb: Tensor,
+        coarse: Tensor | None = None,
+        progress: float = 1.0,
     ) -> dict[str, Tensor]:
         """Terms of the loss; `total` is what is minimised.
 
@@ -78,15 +94,17 @@ class BoundNormalisedLoss:
             example: truth.
             peb: [*] [m].
             coarse: [* xyz] start found by the front end.
+            progress: share of the layers that count, in (0, 1]; the channel counts once all do.
         """
         assert example.scene is not None
         true = example.scene.ue_position
+        iterates = iterates[: math.ceil(progress * len(iterates))]
         per_layer = torch.stack([location_term(ue, true, peb).mean() for ue in iterates])
         weight = torch.ones_like(per_layer)
         weight[-1] = self.final_weight * max(len(iterates) - 1, 1)
         terms = {
             "location": (weight * per_layer).sum() / weight.sum(),
-            "channel": self.channel_weight * channel_term(channel, example).mean(),
+            "channel": (self.channel_weight if progress >= 1.0 else 0.0) * channel_term(channel, example).mean(),
         }
         if coarse is not None:
             terms["coarse"] = self.coarse_weight * location_term(coarse, true, peb).mean()

@@ -54,12 +54,20 @@ class SceneDataset(Dataset[Draw]):
         snr_db: lowest and highest SNR, uniform [dB].
         length: number of scenes announced; any index >= 0 works.
         distinct: distinct scenes, which repeat; None for as many as are asked for.
+        curriculum: scenes over which the SNR range grows from its upper end to the whole; 0: the whole from the start.
     """
 
     def __init__(
-        self, simulator: Simulator, split: str, snr_db: Sequence[float], length: int, distinct: int | None = None
+        self,
+        simulator: Simulator,
+        split: str,
+        snr_db: Sequence[float],
+        length: int,
+        distinct: int | None = None,
+        curriculum: int = 0,
     ) -> None:
         self.simulator, self.split, self.length, self.distinct = simulator, split, length, distinct
+        self.curriculum = curriculum
         self.low, self.high = float(snr_db[0]), float(snr_db[-1])
         deployment = simulator.deployment
         self.shape = (len(deployment.bs_position), len(deployment.antenna_local), len(deployment.pilot_freq))
@@ -67,12 +75,17 @@ class SceneDataset(Dataset[Draw]):
     def __len__(self) -> int:
         return self.length
 
+    def hardness(self, number: int) -> float:
+        """How much of the ranges a scene may use, from 0 to 1; a function of its number, so that a resume agrees."""
+        return 1.0 if self.curriculum == 0 else min(1.0, number / self.curriculum)
+
     def __getitem__(self, number: int) -> Draw:
         simulator = self.simulator
         index = number if self.distinct is None else number % self.distinct
         scene = map_tensors(simulator.scenes(self.split, [index]), lambda field: field[0])
         noise = unit_noise(self.shape, simulator.seed, self.split, [index])[0]
-        snr = scene_generator(simulator.seed, self.split, index, SNR_STREAM).uniform(self.low, self.high)
+        lowest = self.high - self.hardness(number) * (self.high - self.low)
+        snr = scene_generator(simulator.seed, self.split, index, SNR_STREAM).uniform(lowest, self.high)
         return Draw(scene, noise, torch.tensor(snr, dtype=torch.float64), torch.tensor(index), torch.tensor(number))
 
 
@@ -118,6 +131,8 @@ class SceneDataModule(lightning.LightningDataModule):
         ghosts: false scatterers per start.
         detected_every: every so many training batches start from the front end instead, which trains the fusion
             weights; 0 for never.
+        curriculum: training scenes over which SNR and starts harden, from the upper end of `snr_db` and the lower end
+            of `amplitude` to the whole ranges; 0: the whole ranges from the start.
         num_workers: processes that draw scenes.
     """
 
@@ -136,6 +151,7 @@ class SceneDataModule(lightning.LightningDataModule):
         test_amplitude: float = 8.0,
         ghosts: int = 1,
         detected_every: int = 8,
+        curriculum: int = 0,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -153,10 +169,15 @@ class SceneDataModule(lightning.LightningDataModule):
             raise ConfigError(f"data.snr_db must be [lowest, highest], got {list(snr_db)}")
         if len(amplitude) != 2 or not 0 <= amplitude[0] <= amplitude[1]:
             raise ConfigError(f"data.amplitude must be [lowest, highest] and >= 0, got {list(amplitude)}")
-        if detected_every < 0 or ghosts < 0 or num_workers < 0:
-            raise ConfigError(
-                f"data.detected_every, ghosts, num_workers must be >= 0, got {detected_every}, {ghosts}, {num_workers}"
-            )
+        least_zero = {
+            "detected_every": detected_every,
+            "ghosts": ghosts,
+            "curriculum": curriculum,
+            "num_workers": num_workers,
+        }
+        for name, value in least_zero.items():
+            if value < 0:
+                raise ConfigError(f"data.{name} must be >= 0, got {value}")
         self.simulator, self.batch_size, self.num_workers = simulator, batch_size, num_workers
         self.scenes_per_epoch, self.detected_every = scenes_per_epoch, detected_every
         self.ghosts = ghosts
@@ -166,7 +187,7 @@ class SceneDataModule(lightning.LightningDataModule):
             "test": (test_amplitude, test_amplitude),
         }
         self.datasets = {
-            "train": SceneDataset(simulator, "train", snr_db, scenes_per_epoch, num_train_scenes),
+            "train": SceneDataset(simulator, "train", snr_db, scenes_per_epoch, num_train_scenes, curriculum),
             "val": SceneDataset(simulator, "val", [val_snr_db], val_scenes),
             "test": SceneDataset(simulator, "test", [val_snr_db], test_scenes),
         }
@@ -211,6 +232,8 @@ class SceneDataModule(lightning.LightningDataModule):
             return Task(example, deployment, bound.ue_position_m, None, draw.index, draw.snr_db)
         rngs = [scene_generator(self.simulator.seed, split, i, START_STREAM) for i in draw.number.tolist()]
         low, high = self.amplitude[split]
-        size = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float64, device=channel.device)
+        hardness = [self.datasets[split].hardness(i) for i in draw.index.tolist()]
+        sizes = [rng.uniform(low, low + share * (high - low)) for rng, share in zip(rngs, hardness, strict=True)]
+        size = torch.tensor(sizes, dtype=torch.float64, device=channel.device)
         start = perturbed_start(example, deployment, bound.covariance, size, self.ghosts, rngs)
         return Task(example, deployment, bound.ue_position_m, start, draw.index, draw.snr_db)

@@ -39,6 +39,7 @@ SUMMARY = (
     Column("NMSE [dB]", "channel_nmse_db", kind="decibel", printed=True),
     Column("above genie [dB]", "nmse_gap_to_genie_db", "ratio", "decibel"),
     Column("flagged [%]", "flagged_fraction", kind="percent", printed=True),
+    Column("fell back [%]", "fallback_fraction", kind="percent", printed=True),
     Column("ms/scene", "time_s", kind="milliseconds", printed=True),
 )
 TRUSTED = (

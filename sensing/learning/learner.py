@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sensing.containers import Geometry
 from sensing.data.scenes import Task
-from sensing.errors import NumericalError
 from sensing.estimator import LocationEstimator, build_estimator
 from sensing.inference.iteration import column_operator
 from sensing.inference.unrolled import Refined
@@ -55,10 +54,13 @@ class Learner(TrainedModule):
         channel = self.estimator.observed(channel_of(refined))
         iterates = [each.geometry.ue_position for each in refined.history]
         coarse = start.ue_position if task.start is None else None
-        terms = self.loss(iterates, channel, task.example, task.peb, coarse)
+        epochs = self.loss.layerwise_epochs
+        progress = min(1.0, (self.current_epoch + 1) / epochs) if epochs else 1.0
+        terms = self.loss(iterates, channel, task.example, task.peb, coarse, progress)
         if not torch.isfinite(terms["total"]):
             bad = [name for name, value in terms.items() if not torch.isfinite(value)]
-            raise NumericalError(f"loss must be finite, got {bad} not finite for scenes {task.index.tolist()}")
+            where = _not_finite(refined) or ["in no layer"]
+            raise self.diverged(f"loss must be finite, got {bad} not finite for scenes {task.index.tolist()}", where)
         size = len(task.peb)
         self.log("train/loss", terms["total"], prog_bar=True, batch_size=size)
         self.log_dict(
@@ -97,6 +99,23 @@ class Learner(TrainedModule):
 def arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without the name of what they belong to."""
     return {name: value for name, value in settings.items() if name != "_target_"}
+
+
+def _not_finite(refined: Refined) -> list[str]:
+    """Layer and quantity of what is not finite, the first layer first."""
+    found = []
+    for number, each in enumerate(refined.history):
+        quantities = {
+            "ue_position": each.geometry.ue_position,
+            "offset_m": each.geometry.offset_m,
+            "node_position": each.geometry.node_position,
+            "gain": torch.view_as_real(each.expectation.mean),
+            "power": each.expectation.power,
+            "curvature": each.system.curvature,
+            "objective": each.objective,
+        }
+        found += [f"{name} of layer {number}" for name, value in quantities.items() if not torch.isfinite(value).all()]
+    return found
 
 
 def channel_of(refined: Refined) -> Tensor:

@@ -8,9 +8,12 @@ import lightning
 import torch
 from torch import Tensor
 
-from sensing.errors import CheckpointError, ConfigError
+from sensing.errors import CheckpointError, ConfigError, NumericalError
 from sensing.pretrained import SUFFIX, checkpoint_path
 from sensing.pretrained.files import Weights, read_weights, write_weights
+
+MOST_SKIPPED = 10
+"""So many steps in a row without a finite gradient end a training: it has diverged."""
 
 
 class TrainedModule(lightning.LightningModule):
@@ -22,7 +25,7 @@ class TrainedModule(lightning.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.skipped_steps = 0
+        self.skipped_steps = self.skipped_in_a_row = 0
         self.seen: list[dict[str, Tensor]] = []
 
     def measures(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,12 +80,26 @@ class TrainedModule(lightning.LightningModule):
         write_weights(path, Weights(type(self).__name__, dict(self.hparams), self.state_dict(), about))
 
     def on_after_backward(self) -> None:
-        """Leave out a step whose gradient is not finite; counted in train/skipped_steps."""
+        """Leave out a step whose gradient is not finite; counted in train/skipped_steps.
+
+        Raises:
+            NumericalError: many in a row; names the parameters and the last good checkpoint.
+        """
         bad = [name for name, p in self.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if bad else 0
         if bad:
             self.skipped_steps += 1
             self.zero_grad()  # None, not zero: a zero gradient would still move the parameters by their momentum
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise self.diverged(f"gradients must be finite, got {MOST_SKIPPED} steps in a row with others", bad)
         self.log("train/skipped_steps", float(self.skipped_steps))
+
+    def diverged(self, fact: str, culprits: list[str]) -> NumericalError:
+        """The error that ends a training: what is not finite, and where to go on from."""
+        trainer = self._trainer
+        good = getattr(trainer.checkpoint_callback, "best_model_path", "") if trainer is not None else ""
+        shown = ", ".join(culprits[:4]) + (f" and {len(culprits) - 4} more" if len(culprits) > 4 else "")
+        return NumericalError(f"{fact}: {shown}; last good checkpoint: {good or 'none was written'}")
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scenes of the last epoch."""
