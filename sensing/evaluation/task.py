@@ -5,12 +5,20 @@ keys)` writes its results into the folder.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sensing.bounds.radar import BoundModel
 from sensing.estimator import LocationEstimator
 from sensing.fusion.learned import LearnedFusion
+from sensing.inference.unrolled import Unrolled
 from sensing.simulation import Simulator
+
+
+class Trained(NamedTuple):
+    """Learned iterations and what they have cost."""
+
+    unrolled: Unrolled
+    scenes: int  # of the training
 
 
 class Build(Protocol):
@@ -30,6 +38,12 @@ class Build(Protocol):
 
     def calibrated(self, num_scenes: int, snr_db: float, progress: bool) -> LocationEstimator:
         """The classical estimator, its arrays calibrated by unlabelled scenes."""
+
+    def unrolled(self, checkpoint: str) -> Trained:
+        """The learned iterations of a checkpoint."""
+
+    def classical(self) -> LocationEstimator:
+        """The configured classical estimator."""
 
     def network(self) -> BoundModel:
         """Bound of `network`."""

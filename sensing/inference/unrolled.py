@@ -1,5 +1,6 @@
 """Unrolled EM: one class for the classical estimator (tied, neutral) and the unfolded one (untied, learned)."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ class Unrolled(nn.Module):
         tied: all iterations share their corrections.
         polish: further iterations, never learned, with the gains eliminated from the curvature (`missing=1`) and
             neutral corrections: at the end they turn a good guess into the optimum.
+        falling_taper: taper of the first iteration, falling to zero in the last, on top of that of the iterations.
         learned: components whose corrections are learned, out of `COMPONENTS` and `schedule`; None: all.
         condition: corrections depend on the scene (`conditioning`), in the components that are learned.
         fallback: a scene whose objective ends below that of its start is redone by classical iterations. Costs one
@@ -54,6 +56,7 @@ class Unrolled(nn.Module):
         num_iterations: int = 8,
         tied: bool = True,
         polish: int = 0,
+        falling_taper: float = 0.0,
         learned: Sequence[str] | None = None,
         condition: bool = False,
         fallback: bool = False,
@@ -68,7 +71,10 @@ class Unrolled(nn.Module):
         names = {"complex128": torch.complex128, "complex64": torch.complex64}
         if dtype not in (*names, *names.values()):
             raise ConfigError(f"dtype must be complex128 or complex64, got {dtype}")
+        if not (falling_taper >= 0 and math.isfinite(falling_taper)):
+            raise ConfigError(f"falling_taper must be >= 0, got {falling_taper}")
         self.num_iterations, self.tied, self.polish = num_iterations, tied, polish
+        self.falling_taper = falling_taper
         self.dtype = names[dtype] if isinstance(dtype, str) else dtype
         per_layer = {k: v for k, v in settings.items() if isinstance(v, Sequence) and not isinstance(v, str)}
         for name, values in per_layer.items():
@@ -175,12 +181,12 @@ class Unrolled(nn.Module):
         return refined._replace(final=_put(refined.final, worse, redone), fallback=worse)
 
     def schedule(self, step: int) -> Tensor:
-        """Taper that falls from `20 delta` in the first iteration to zero in the last: coarse first, fine afterwards.
+        """Taper that falls from `base + 20 delta` to zero in the last iteration: coarse first, fine afterwards.
 
         One number for all layers, because the gradient of a single layer's taper is mostly noise.
         """
         share = max(0.0, 1.0 - step / max(self.num_iterations - 1, 1))
-        return TAPER_UNIT * share * self.coarse_to_fine
+        return share * (self.falling_taper + TAPER_UNIT * self.coarse_to_fine)
 
     def evaluate_at(self, observation: Observation, deployment: Deployment, geometry: Geometry) -> Evaluation:
         """E-step at a geometry without moving it."""

@@ -38,6 +38,8 @@ class Learner(TrainedModule):
         self.save_hyperparameters()
         self.estimator: LocationEstimator = build_estimator(**arguments(estimator))
         self.loss = BoundNormalisedLoss(**arguments(loss))
+        self.scenes_seen: Tensor
+        self.register_buffer("scenes_seen", torch.zeros((), dtype=torch.int64))
 
     def run(self, task: Task, history: bool = False) -> tuple[Refined, Geometry]:
         """Refine a batch from its start, or from the front end's where it has none; returns that start too."""
@@ -62,6 +64,7 @@ class Learner(TrainedModule):
             where = _not_finite(refined) or ["in no layer"]
             raise self.diverged(f"loss must be finite, got {bad} not finite for scenes {task.index.tolist()}", where)
         size = len(task.peb)
+        self.scenes_seen += size
         self.log("train/loss", terms["total"], prog_bar=True, batch_size=size)
         self.log_dict(
             {f"train/loss_{name}": value for name, value in terms.items() if name != "total"}, batch_size=size

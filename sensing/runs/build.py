@@ -12,6 +12,7 @@ from sensing.containers import Deployment
 from sensing.errors import ConfigError
 from sensing.estimator import LocationEstimator
 from sensing.evaluation.runner import front_end
+from sensing.evaluation.task import Trained
 from sensing.fusion.learned import LearnedFusion
 from sensing.preflight import check_scene
 from sensing.runs.nodes import make, plain
@@ -145,6 +146,18 @@ class Builder:
         node = plain(self.config)["available"]["classical"]
         settings = {name: value for name, value in node.items() if name not in ("_target_", "calibration")}
         return self_calibrated(self.simulator(), settings, num_scenes, snr_db, progress=progress)
+
+    def unrolled(self, checkpoint: str) -> Trained:
+        """The learned iterations of a checkpoint."""
+        from sensing.learning import Learner  # pulls lightning, which takes seconds to import
+
+        learner = Learner.load(checkpoint)
+        return Trained(learner.estimator.unrolled, int(learner.scenes_seen))
+
+    def classical(self) -> LocationEstimator:
+        """The configured classical estimator."""
+        estimator: LocationEstimator = make(self.config.available.classical, "available.classical")
+        return estimator
 
     def network(self) -> Any:
         """Bound of `network`, a `sensing.bounds.radar.BoundModel`."""
