@@ -71,7 +71,7 @@ def test_every_correction_acts(hall_hard, two):
 @pytest.mark.parametrize("kind", ["gauss_newton", "gradient"])
 def test_scaling_observation_and_noise(hall_hard, two, kind):
     example, geometry, _ = two
-    net = Unrolled(2, kind=kind)
+    net = scramble(Unrolled(2, kind=kind, condition=kind == "gauss_newton"), 0.01)
     observation = example.observation
     scaled = observation._replace(y=1e-5 * observation.y, noise_var=1e-10 * observation.noise_var)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_scaling_observation_and_noise(hall_hard, two, kind):
 
 def test_batch_equals_singles(hall_hard, two):
     example, geometry, _ = two
-    net = scramble(Unrolled(2, tied=False))
+    net = scramble(Unrolled(2, tied=False, condition=True))
     with torch.no_grad():
         both = outputs(net(example.observation, hall_hard.deployment, geometry))
         for pick in (partial(torch.select, dim=0, index=i) for i in range(2)):
@@ -94,7 +94,7 @@ def test_batch_equals_singles(hall_hard, two):
 def test_order_of_stations_and_nodes_does_not_matter(hall_hard, two):
     example, geometry, _ = two
     deployment = hall_hard.deployment
-    net = scramble(Unrolled(2, tied=False))
+    net = scramble(Unrolled(2, tied=False, condition=True))
     q = torch.tensor([2, 0, 3, 1])
     k = torch.randperm(geometry.node_mask.shape[-1], generator=torch.Generator().manual_seed(0))
     turned = deployment._replace(bs_position=deployment.bs_position[q], bs_rotation=deployment.bs_rotation[q])
@@ -124,7 +124,7 @@ def test_order_of_stations_and_nodes_does_not_matter(hall_hard, two):
 
 def test_gradcheck_of_one_layer(tiny):
     example, geometry, _ = start(tiny, [0, 1], snr_db=0.0, amplitude=1.0)
-    layer = scramble(Iteration(guard=False))
+    layer = scramble(Iteration(guard=False, taper=5.0))  # away from zero, where it is cut off
     names = [name for name, _ in layer.named_parameters()]
 
     def proposal(*values):
@@ -259,6 +259,12 @@ def test_single_precision_products_give_the_same(hall_hard, two):
         {"step": [1.0, 2.0]},
         {"num_iterations": 0},
         {"dtype": "float"},
+        {"learned": ["steps"]},
+        {"learned": ["schedule"], "condition": True},
+        {"falling_taper": -1.0},
+        {"memory": "some"},
+        {"memory": "truncated", "window": 0},
+        {"memory": "implicit", "tied": False},
     ],
 )
 def test_impossible_settings_are_errors(settings):
