@@ -176,6 +176,55 @@ def test_a_loss_that_is_not_finite_names_the_scenes(tiny):
         model.training_step(broken, 0)
 
 
+def test_divergence_names_layer_quantity_and_checkpoint(tiny):
+    """A gain that overflows in layer 1; the guard of the layers keeps geometry and objective finite."""
+    model, task = learner(), task_of(tiny)
+    model.log = model.log_dict = lambda *_, **__: None
+    refined, _ = model.run(task, history=True)
+    refined.history[1].expectation.mean.detach()[0, 0, 0] = float("nan")
+    model.run = lambda *_, **__: (refined, task.start)
+    with pytest.raises(NumericalError, match=r"gain of layer 1; last good checkpoint: none was written"):
+        model.training_step(task, 0)
+
+
+class AllPoisoned(lightning.Callback):
+    """No step has a finite gradient."""
+
+    def on_train_start(self, trainer, pl_module):
+        one = dict(pl_module.named_parameters())["estimator.unrolled.layers.0.corrections.lm"]
+        one.register_hook(lambda grad: grad * float("nan"))
+
+
+def test_many_steps_without_finite_gradient_end_the_training(tiny, tmp_path):
+    trainer = trainer_of(tmp_path, 9, callbacks=[AllPoisoned()], enable_checkpointing=True, limit_val_batches=0)
+    message = r"10 steps in a row.*layers\.0\.corrections\.lm; last good checkpoint: .+\.ckpt"
+    with pytest.raises(NumericalError, match=message):
+        trainer.fit(learner(), data_of(tiny, scenes_per_epoch=4, batch_size=1, detected_every=0))
+
+
+def test_curriculum_hardens_with_the_number_of_the_scene(tiny):
+    """Whatever was drawn before: a resumed training sees the same."""
+    data = data_of(tiny, curriculum=100, snr_db=[0.0, 20.0], scenes_per_epoch=200)
+    plain = data_of(tiny, snr_db=[0.0, 20.0], scenes_per_epoch=200)
+    hard, easy = data.datasets["train"], plain.datasets["train"]
+    assert float(hard[0].snr_db) == 20.0
+    for number in (50, 100, 150):
+        share = min(1.0, number / 100)
+        assert float(hard[number].snr_db) == pytest.approx(20.0 - share * (20.0 - float(easy[number].snr_db)))
+    first, later = (torch.utils.data.default_collate([hard[n]]) for n in (0, 150))
+    true = first.scene.ue_position
+    assert (data.task(first, "train").start.ue_position - true).norm() < (
+        plain.task(first, "train").start.ue_position - true
+    ).norm()  # 0.5 instead of up to 3 standard deviations
+    a, b = (each.task(later, "train").start.ue_position for each in (data, plain))
+    assert torch.equal(a, b)
+    assert data.datasets["val"].hardness(0) == 1.0
+
+
+def test_scenes_seen_are_counted_in_the_checkpoint(trained):
+    assert int(Learner.load(trained[1]).scenes_seen) == 8
+
+
 def test_resume_equals_the_unbroken_run_bit_for_bit(tiny, trained, tmp_path):
     whole, _, _ = trained
 

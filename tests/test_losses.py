@@ -56,6 +56,10 @@ def test_terms_and_weights_by_hand(example):
     assert float(terms["channel"]) == 0.0
     assert float(terms["coarse"]) == pytest.approx(0.5 * (math.sqrt(10) - 1))
     assert float(terms["total"]) == pytest.approx(location + 0.5 * (math.sqrt(10) - 1))
+    # layer by layer: the first two of three, the second being the last that counts, and not yet the channel
+    early = loss(iterates, 0.9 * example.channel, example, one, progress=0.5)
+    assert float(early["location"]) == pytest.approx((math.sqrt(10) + 2.0 * math.sqrt(5)) / 3 - 1)
+    assert float(early["channel"]) == 0.0
     single = loss(iterates[-1:], example.channel, example, one)
     assert "coarse" not in single
     assert float(single["location"]) == pytest.approx(math.sqrt(2) - 1)

@@ -40,9 +40,23 @@ def test_the_same_gradients_with_less_memory(tiny, batch, settings, history):
 def test_truncated_gradients_end_at_the_window(tiny, batch):
     full = gradients(tiny, batch, tied=False)
     cut = gradients(tiny, batch, tied=False, memory="truncated", window=2)
-    # layer 2 begins a window: only its own quantities, and nothing of layers 0 and 1, reach the loss
+    # layer 2 begins a window: nothing of layers 0 and 1 reaches a loss on the last point
     assert not any("layers.0" in name or "layers.1" in name for name in cut if bool((cut[name] != 0).any()))
     torch.testing.assert_close(cut["layers.2.corrections.step_ue"], full["layers.2.corrections.step_ue"])
+
+
+def test_with_a_window_of_one_every_layer_answers_for_its_own_proposal(tiny, batch):
+    """The loss after layer 0 alone gives layer 0 the gradient that it has in a network cut behind every layer."""
+    example, geometry, _ = batch
+    net = Unrolled(3, tied=False, guard=False, memory="truncated", window=1)
+    history = net(example.observation, tiny.deployment, geometry, history=True).history
+    sum((each.geometry.ue_position - example.scene.ue_position).square().sum() for each in history).backward()
+    alone = Unrolled(1, tied=False, guard=False)
+    first = alone(example.observation, tiny.deployment, geometry).final.geometry.ue_position
+    (first - example.scene.ue_position).square().sum().backward()
+    for name, parameter in alone.layers[0].corrections.items():
+        torch.testing.assert_close(net.layers[0].corrections[name].grad, parameter.grad, msg=name)
+        assert net.layers[1].corrections["step_ue"].grad != 0
 
 
 def test_implicit_gradient_equals_that_of_many_iterations(tiny):

@@ -98,7 +98,7 @@ def refinement(
     if split not in ("val", "test"):
         raise ConfigError(f"task.split must be val or test, got {split!r}")
     built = {name: _method(build, name, each) for name, each in methods.items()}
-    plans = {name: build.varied(values) for name, values in (cases or {"as configured": {}}).items()}
+    plans = {name: build.varied(values) for name, values in (cases or {"default": {}}).items()}
     scenes = {name: plan.simulator() for name, plan in plans.items()}
     found: list[Found] = []
     total = num_scenes * len(plans) * len(snr_db) * len(starts)

@@ -2,7 +2,8 @@
 
 - `full`: everything; memory grows with the number of layers.
 - `checkpoint`: the state between layers; every layer is computed again in the backward pass. Same gradients.
-- `truncated`: gradients pass through `window` layers at most and are cut at their borders. Biased, and cheap.
+- `truncated`: gradients pass through `window` layers at most and are cut at their borders; with one layer each learns
+  to improve its own proposal. Biased, and calm: gradients through many Gauss-Newton steps can explode.
 - `implicit`: nothing but the last layer, taken for a fixed point z = f(z, theta) of tied iterations: the gradient is
   `dL/dz (I - df/dz)^-1 df/dtheta`, its inverse by a Neumann series of as many vector products as there are layers.
   Exact at the fixed point, whatever the path there; intermediate losses see no gradient, as only the last layer has one.

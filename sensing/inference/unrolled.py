@@ -12,7 +12,7 @@ from sensing.errors import ConfigError
 from sensing.inference.conditioning import NO_SHIFT, Conditioner, Shift
 from sensing.inference.iteration import COMPONENTS, TAPER_UNIT, Iteration
 from sensing.inference.memory import Memory
-from sensing.inference.state import Evaluation, Problem, State, prepare
+from sensing.inference.state import Evaluation, Problem, State, prepare, select
 
 SCHEDULE = "schedule"
 """Name of the learned start of the falling taper that all layers share."""
@@ -135,9 +135,9 @@ class Unrolled(nn.Module):
         seen: list[Evaluation] = []
         last = len(self.schedule_of_layers) - 1
         for step in range(last + 1):
-            state = self.memory(iterate, state, step, last)
+            before, state = state, self.memory(iterate, state, step, last)
             if history and step > 0:
-                seen.append(_accepted(state))
+                seen.append(_attached(_accepted(state), before.proposal))
         state = self.schedule_of_layers[-1].conclude(state, problem, self.shift(state, problem, fit, last))
         assert state.clipped is not None
         assert state.rejected is not None
@@ -202,6 +202,12 @@ def _frozen(layer: Iteration) -> Iteration:
 def _accepted(state: State) -> Evaluation:
     assert state.accepted is not None
     return state.accepted
+
+
+def _attached(evaluation: Evaluation, proposal: Geometry) -> Evaluation:
+    """The evaluation with the geometry as it was proposed, where it was accepted: a cut lies behind it."""
+    same = (evaluation.geometry.ue_position == proposal.ue_position).all(-1)
+    return evaluation._replace(geometry=select(same, proposal, evaluation.geometry))
 
 
 def _put(whole: Evaluation, where: Tensor, part: Evaluation) -> Evaluation:
