@@ -5,7 +5,8 @@ alike, and the logarithm keeps outliers from drowning the rest:
 
     loss = sum_t w_t mean log(1 + |u_t - u|^2 / PEB^2) + c mean log(1 + NMSE / (4 NMSE_ref))
 
-with t the iterations (deep supervision; layer by layer if `layerwise_epochs` says so) and NMSE_ref = paths * noise / power, that of known paths with unknown gains.
+with t the iterations (deep supervision; layer by layer if `layerwise_epochs` says so) and NMSE_ref = paths * noise /
+power, that of known paths with unknown gains.
 """
 
 import math

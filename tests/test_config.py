@@ -142,7 +142,7 @@ def test_yaml_and_python_have_the_same_defaults():
         (train["detector"], defaults(PathDetector)),
         (
             train["data"],
-            {**defaults(SceneDataModule), "simulator": None, "snr_db": [5, 15], "amplitude": [6.0, 14.0]},
+            {**defaults(SceneDataModule), "simulator": None, "snr_db": [5, 15], "amplitude": [4.0, 14.0]},
         ),
         (train["impairments"], defaults(Impairments)),
         (evaluate["impairments"], defaults(Impairments)),

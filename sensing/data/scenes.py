@@ -146,7 +146,7 @@ class SceneDataModule(lightning.LightningDataModule):
         val_scenes: int = 128,
         val_snr_db: float = 10.0,
         test_scenes: int = 200,
-        amplitude: Sequence[float] = (6.0, 14.0),
+        amplitude: Sequence[float] = (4.0, 14.0),
         val_amplitude: float = 12.0,
         test_amplitude: float = 8.0,
         ghosts: int = 1,

@@ -164,9 +164,7 @@ def _batch(methods: Mapping[str, Method], task: Task, front_end: LocationEstimat
                     each.append(front_end.refine(example.observation, deployment, coarse)[0])
             seconds = time.process_time() - began
             errors = [(r.final.geometry.ue_position - example.scene.ue_position).norm(dim=-1) / task.peb for r in each]
-            channels = [
-                column_operator(r.final.geometry, deployment).matvec(r.final.expectation.mean) for r in each
-            ]
+            channels = [column_operator(r.final.geometry, deployment).matvec(r.final.expectation.mean) for r in each]
             found[name] = _Part(
                 torch.stack(errors).numpy(),
                 torch.stack([nmse_db(channel, example.channel) for channel in channels]).numpy(),

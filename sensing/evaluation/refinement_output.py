@@ -23,7 +23,8 @@ HEADS = (
     "rms_over_peb", "rms_low", "rms_high", "rms_seed_std", "median_over_peb",
     "converged", "converged_low", "converged_high", "converged_seed_std", "nmse_db", "fallback_share",
     "ms_per_scene", "parameters", "training_scenes",
-    "versus", "rms_ratio", "rms_ratio_low", "rms_ratio_high", "converged_gain", "converged_gain_low", "converged_gain_high",
+    "versus", "rms_ratio", "rms_ratio_low", "rms_ratio_high",
+    "converged_gain", "converged_gain_low", "converged_gain_high",
     "time_ratio",
 )  # fmt: skip
 PRINTED = (
@@ -49,17 +50,15 @@ def write_refinement(
     rows = [_row(each, methods[each.method], base[each.case, each.start, each.snr_db]) for each in found]
     cells = [[row[head] for head in HEADS] for row in rows]
     write_csv(folder / "results.csv", HEADS, [[_text(cell) for cell in line] for line in cells])
-    arrays = {}
+    arrays: dict[str, Floats] = {}
     for each in found:
         name = f"{each.case}/{each.start}/{each.snr_db:g}/{each.method}"
         arrays |= {f"{name}/ue_error_over_peb": each.over_peb, f"{name}/channel_nmse_db": each.nmse_db}
-        arrays[f"{name}/fallback"] = each.fallback
+        arrays[f"{name}/fallback"] = each.fallback.astype(float)
     write_npz(folder / "per_scene.npz", arrays)
     facts = {"command": command, "compared with": reference, **(notes or {})}
     lines = [[_text(row[head]) for head in PRINTED] for row in rows]
-    write_page(
-        folder / "report.html", "refinement.html", "Refinement", facts, [], settings, heads=PRINTED, rows=lines
-    )
+    write_page(folder / "report.html", "refinement.html", "Refinement", facts, [], settings, heads=PRINTED, rows=lines)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in PRINTED:
         table.add_column(head.replace("_", " "), justify="left" if head in ("case", "estimator") else "right")
@@ -99,9 +98,7 @@ def _cells(prefix: str, value: Value, name: str) -> dict[str, float]:
 def _statistics(*errors: Floats) -> Floats:
     """Rms, share converged and median of all seeds' errors [seed] of [* scene]."""
     r = np.stack(errors, -1)
-    return np.stack(
-        [np.sqrt(np.mean(r**2, (-2, -1))), np.mean(r < CONVERGED, (-2, -1)), np.median(r, (-2, -1))]
-    )
+    return np.stack([np.sqrt(np.mean(r**2, (-2, -1))), np.mean(r < CONVERGED, (-2, -1)), np.median(r, (-2, -1))])
 
 
 def _compared(ours: Sequence[Floats], theirs: Sequence[Floats]) -> Floats:

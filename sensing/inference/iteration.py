@@ -24,8 +24,8 @@ from sensing.containers import Geometry
 from sensing.errors import ConfigError
 from sensing.inference import m_step
 from sensing.inference.ascent import ascend
-from sensing.inference.conditioning import NO_SHIFT, Shift
 from sensing.inference.clouds import merge
+from sensing.inference.conditioning import NO_SHIFT, Shift
 from sensing.inference.linearisation import per_scene
 from sensing.inference.prior import SupportPrior
 from sensing.inference.state import (

@@ -6,7 +6,7 @@
   to improve its own proposal. Biased, and calm: gradients through many Gauss-Newton steps can explode.
 - `implicit`: nothing but the last layer, taken for a fixed point z = f(z, theta) of tied iterations: the gradient is
   `dL/dz (I - df/dz)^-1 df/dtheta`, its inverse by a Neumann series of as many vector products as there are layers.
-  Exact at the fixed point, whatever the path there; intermediate losses see no gradient, as only the last layer has one.
+  Exact at the fixed point, whatever the path there; losses of earlier layers have no gradient.
 """
 
 from collections.abc import Callable
