@@ -232,7 +232,7 @@ class SceneDataModule(lightning.LightningDataModule):
             return Task(example, deployment, bound.ue_position_m, None, draw.index, draw.snr_db)
         rngs = [scene_generator(self.simulator.seed, split, i, START_STREAM) for i in draw.number.tolist()]
         low, high = self.amplitude[split]
-        hardness = [self.datasets[split].hardness(i) for i in draw.index.tolist()]
+        hardness = [self.datasets[split].hardness(i) for i in draw.number.tolist()]
         sizes = [rng.uniform(low, low + share * (high - low)) for rng, share in zip(rngs, hardness, strict=True)]
         size = torch.tensor(sizes, dtype=torch.float64, device=channel.device)
         start = perturbed_start(example, deployment, bound.covariance, size, self.ghosts, rngs)
