@@ -87,6 +87,7 @@ def prepare(
         observation.whitener,
     )
     entries = observation.y.shape[-2] * observation.y.shape[-1]
+    energy = observation.y.real.double().square().sum((-2, -1)) + observation.y.imag.double().square().sum((-2, -1))
     count = (geometry.member & geometry.node_mask[..., None, :]).sum(-1) + geometry.free_mask.sum(-1)
     power = received_power(energy, entries, noise_var, count)
     return problem, State(geometry, power, torch.ones_like(geometry.ue_position[..., 0]))
