@@ -13,7 +13,7 @@ from sensing.fusion.learned import LearnedFusion
 from sensing.fusion.measurements import MODALITIES, StationMeasurements
 from sensing.fusion.methods import Pooling, fuse
 from sensing.fusion.modes import FusionFlag
-from sensing.fusion.network import NeutralNetwork
+from sensing.fusion.network import MemberNetwork
 from sensing.fusion.solve import solve_position
 from sensing.fusion.start import start_position
 from sensing.fusion.weights import FusionWeights
@@ -242,8 +242,10 @@ def test_loss_is_error_and_surprise():
 
 def test_one_network_class_behind_all_fusion_weights():
     net = LearnedFusion()
-    assert isinstance(FusionWeights(), NeutralNetwork)
-    assert all(isinstance(site, NeutralNetwork) for site in net.sites)
+    paths = FusionWeights(messages=True)
+    assert isinstance(paths, MemberNetwork)
+    assert all(isinstance(site, MemberNetwork) for site in net.sites)
+    assert {name for name, _ in paths.named_parameters()} == {name for name, _ in net.sites[0].named_parameters()}
     assert all((site.outer.weight == 0).all() and (site.outer.bias == 0).all() for site in net.sites)
 
 

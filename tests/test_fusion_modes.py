@@ -137,6 +137,8 @@ def test_one_station(name):
     assert has(ranges, FusionFlag.OPEN).all()
     assert has(ranges, FusionFlag.LONE_MEMBER).all()
     assert HEXAGON.contains(ranges.position).all()
+    off = (ranges.position - task.measured.bs_position).norm(dim=-1) - task.measured.range_m[:, 0]
+    assert (off.abs() < 3.0).all()
     angles = fused(task.measured.only("aoa"), HEXAGON, [name])[name]
     assert has(angles, FusionFlag.LONE_MEMBER).all()
     assert not has(angles, FusionFlag.OPEN).any()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sensing.fusion.domain import Domain
 from sensing.fusion.measurements import StationMeasurements
 from sensing.fusion.modes import OPEN, judged
-from sensing.fusion.network import NeutralNetwork, bounded_factor
+from sensing.fusion.network import MemberNetwork, bounded_factor
 from sensing.fusion.solve import DAMPING, Solution, normal_equations, pose, solve_position, solve_small
 from sensing.fusion.start import start_position
 
@@ -37,49 +37,6 @@ class FusedPosition(NamedTuple):
     bias_m: Tensor  # [* bs] taken off the ranges [m]
     mirror: Tensor  # [* xyz] second mode where flagged, else the position [m]
     flags: Tensor  # [*] int64, of `sensing.fusion.modes.FusionFlag`
-
-
-class SiteNetwork(NeutralNetwork):
-    """Corrections of one station from its own features and messages of the other stations.
-
-    Args:
-        features: of a station.
-        hidden: width of messages and network.
-    """
-
-    def __init__(self, features: int, hidden: int) -> None:
-        super().__init__(features + 2 * hidden, hidden, 4)
-        self.sender = nn.Linear(features, hidden, dtype=torch.float64)
-        self.receiver = nn.Linear(features, hidden, bias=False, dtype=torch.float64)
-        self.angle = nn.Linear(1, hidden, bias=False, dtype=torch.float64)
-
-    def forward(self, features: Tensor, unit: Tensor, exists: Tensor) -> Tensor:
-        """Raw corrections.
-
-        Args:
-            features: [* bs features].
-            unit: [* bs xyz] from the stations to the position.
-            exists: [* bs] bool.
-
-        Returns:
-            [* bs 4]: log weights of range and direction, share g of the residual and shift h that are bias.
-        """
-        stations, width = exists.shape[-1], self.sender.out_features
-        if stations == 1:
-            mean, largest = (features.new_full((*features.shape[:-1], width), value) for value in (0.0, -1.0))
-            return self.raw(torch.cat([features, mean, largest], -1))
-        index = torch.arange(stations, device=exists.device)
-        others = (index[:, None] + index[1:]) % stations  # [to from]: all but itself
-        cosine = (unit[..., :, None, :] * unit[..., others, :]).sum(-1, keepdim=True)
-        # in place: the largest tensors, for which memory would be had anew
-        message = self.sender(features)[..., others, :].add_(self.receiver(features)[..., :, None, :])
-        message = message.addcmul_(cosine, self.angle.weight[:, 0]).tanh_()  # [* to from hidden]
-        heard, loudest = exists[..., others, None], message
-        if not bool(heard.all()):
-            message = torch.where(heard, message, 0.0)
-            loudest = torch.where(heard, loudest, -1.0)  # the least that a message can be
-        mean, largest = message.sum(-2) / heard.sum(-2).clamp_min(1), loudest.amax(-2)
-        return self.raw(torch.cat([features, mean, largest], -1))
 
 
 class LearnedFusion(nn.Module):
@@ -99,7 +56,7 @@ class LearnedFusion(nn.Module):
         self, layers: int = 3, hidden: int = 24, steps: int = 2, limit: float = 6.0, correct_bias: bool = True
     ) -> None:
         super().__init__()
-        self.sites = nn.ModuleList(SiteNetwork(self.NUM_FEATURES, hidden) for _ in range(layers))
+        self.sites = nn.ModuleList(MemberNetwork(self.NUM_FEATURES, hidden, 4) for _ in range(layers))
         self.steps, self.limit, self.correct_bias = steps, limit, correct_bias
 
     def forward(self, measured: StationMeasurements, domain: Domain, start: Tensor | None = None) -> FusedPosition:
@@ -136,12 +93,14 @@ class LearnedFusion(nn.Module):
         solution = solve_position(start, measured, weight, bias, unknown, self.steps, direction)
         found = [(solution, weight, bias)]
         for site in self.sites:
+            assert isinstance(site, MemberNetwork)
             position = found[-1][0].position
             features, unit, residual, spread = self.features(position, measured, weight, bias, unknown, direction)
             std = torch.where(has[..., 0, :], measured.range_std, 1.0)
             known = 1.0 / (1.0 + (spread / (FAINT * std)).pow(4))
             known = torch.where(redundant, known, 0.0)
-            raw = known[..., None] * site(features, unit, has.any(-2))
+            # log weights of range and direction, share of the residual and shift that are bias
+            raw = known[..., None] * site.raw(features, unit, has.any(-2))
             factor = bounded_factor(raw[..., :2], self.limit).mT
             weight = torch.where(has, factor, 0.0)
             if self.correct_bias:

@@ -33,6 +33,10 @@ COARSE, BEST, CLOSER, FINE = 500, 8, 4, 0.005
 """Search of a pool's best point: cells tried first, those followed up, ratio of spacings, last spacing in cells."""
 
 
+NEARBY = 1e-3
+"""Stiffness, relative to the ranges' precision, that holds an open coordinate near where it was."""
+
+
 class FusionFlag(IntFlag):
     """What a user of a fused position must know."""
 
@@ -129,13 +133,12 @@ def judged(
         mode, mirror, ambiguous = _with_mirror(mode, pool, used[0], ranges.nonzero()[:, 0])
     mode = _kept(mode, pool)
     mirror = torch.where(ambiguous[:, None], mirror, mode.position)
-    value = torch.linalg.eigvalsh(mode.information.detach())
     share = weight.flatten(-2)
     freedom = used[0].sum(-1) + 2 * used[1].sum(-1) - len(domain.unknown)  # circles that do not meet leave one
     chance = torch.special.gammaincc(0.5 * freedom.clamp_min(1).to(mode.cost), mode.cost.detach())
     doubts = {
         FusionFlag.MIRROR: ambiguous,
-        FusionFlag.OPEN: ~(value[..., 0] > OPEN * value[..., -1]),
+        FusionFlag.OPEN: _is_open(mode.information),
         FusionFlag.CONTRADICTORY: chance < P_VALUE,
         FusionFlag.LONE_MEMBER: share.amax(-1) >= LONE * share.sum(-1),
         FusionFlag.OUTSIDE: mode.outside,
@@ -159,7 +162,7 @@ def _kept(mode: Mode, pool: Pool) -> Mode:
     with torch.no_grad():
         here = stray.nonzero()[:, 0]
         part = pool.rows(here)
-        found = _mode(best_point(part), part)
+        found = _mode(best_point(part, mode.position[here], _is_open(mode.information[here])), part)
         unsettled = ~mode.settled[here]
         if bool(unsettled.any()):
             refined = _mode(part.solve(found.position), part)
@@ -167,6 +170,12 @@ def _kept(mode: Mode, pool: Pool) -> Mode:
         taken = mode.outside[here] | (found.cost < mode.cost[here])
     kept = _chosen_at(here[taken], Mode(*(field[taken] for field in found)), mode)
     return kept._replace(outside=mode.outside)
+
+
+def _is_open(information: Tensor) -> Tensor:
+    """Whether a coordinate is not determined, [*] bool."""
+    value = torch.linalg.eigvalsh(information.detach())
+    return ~(value[..., 0] > OPEN * value[..., -1])
 
 
 def _chosen(condition: Tensor, one: Mode, other: Mode) -> Mode:
@@ -211,14 +220,25 @@ def _with_mirror(mode: Mode, pool: Pool, used: Tensor, here: Tensor) -> tuple[Mo
     return _chosen_at(here[swap], Mode(*(field[swap] for field in second)), mode), mirror, ambiguous
 
 
-def best_point(pool: Pool) -> Tensor:
+def best_point(pool: Pool, origin: Tensor, is_open: Tensor) -> Tensor:
     """The point of the domain with the least cost, from several places of a thinned grid on, [drop xyz].
 
-    A slanted edge is a staircase of cells, each of whose corners is a local minimum: hence more than one start.
+    A slanted edge is a staircase of cells, each of whose corners is a local minimum: hence more than one start. Where a
+    coordinate is open, many points are as good: one near the origin is meant.
+
+    Args:
+        pool: [drop].
+        origin: [drop xyz] [m].
+        is_open: [drop] bool.
     """
     unknown = pool.domain.unknown
     points, stride = pool.domain.thinned(COARSE)
-    place = points[pool.cost(points).topk(min(BEST, len(points)), largest=False).indices]  # [drop start xyz]
+    stiffness = torch.where(is_open, NEARBY * (pool.weight * pool.measured.precision)[:, 0].sum(-1), 0.0)
+
+    def total(at: Tensor) -> Tensor:
+        return pool.cost(at) + 0.5 * stiffness[:, None] * (at - origin[:, None]).square().sum(-1)
+
+    place = points[total(points).topk(min(BEST, len(points)), largest=False).indices]  # [drop start xyz]
     steps = list(itertools.product(range(-CLOSER, CLOSER + 1), repeat=len(unknown)))
     around = torch.zeros(len(steps), 3, dtype=place.dtype)
     around[:, unknown] = torch.tensor(steps, dtype=place.dtype)
@@ -226,7 +246,7 @@ def best_point(pool: Pool) -> Tensor:
     while spacing > FINE:
         spacing /= CLOSER
         near = place[:, :, None] + spacing * pool.domain.cell * around
-        cost = pool.cost(near.flatten(1, 2)).reshape(near.shape[:-1])
+        cost = total(near.flatten(1, 2)).reshape(near.shape[:-1])
         least, index = torch.where(pool.lattice.contains(near), cost, torch.inf).min(-1)
         place = near.gather(2, index[..., None, None].expand(-1, -1, 1, 3))[:, :, 0]
     return place[torch.arange(len(place)), least.argmin(-1)]

@@ -1,18 +1,19 @@
 """Learned fusion weights of paths in the user's coarse location.
 
 The analytic weight of a path is its Fisher information. The learned correction multiplies the information of its range
-and of its direction by `exp(f(features))`, where f is a small network shared by all stations and paths (so it does not
-depend on their order or number) whose last layer starts at zero: untrained, every weight is exactly one.
+and of its direction by `exp(f)`, where f is the network of `LearnedFusion` with the paths of all stations for members:
+one network for all, so that it depends on neither their order nor their number, and untrained every weight is exactly
+one. What differs are the features: paths are weighted before there is a location, so that no residuals exist yet.
 """
 
 import torch
 from torch import Tensor
 
 from sensing.containers import PathEstimates
-from sensing.fusion.network import NeutralNetwork, bounded_factor
+from sensing.fusion.network import MemberNetwork, bounded_factor
 
 
-class FusionWeights(NeutralNetwork):
+class FusionWeights(MemberNetwork):
     """Weights from the features of each path and of its station.
 
     Features, all dimensionless: log signal-to-noise ratio of the path, log of its power relative to the strongest path
@@ -21,12 +22,13 @@ class FusionWeights(NeutralNetwork):
     Args:
         hidden: width of the network.
         limit: largest absolute log weight.
+        messages: paths hear the paths of all stations; false: each is weighted by its own features alone.
     """
 
     NUM_FEATURES = 4
 
-    def __init__(self, hidden: int = 8, limit: float = 3.0) -> None:
-        super().__init__(self.NUM_FEATURES, hidden, 2)
+    def __init__(self, hidden: int = 8, limit: float = 3.0, messages: bool = False) -> None:
+        super().__init__(self.NUM_FEATURES, hidden, 2, messages)
         self.limit = limit
 
     def features(self, paths: PathEstimates) -> Tensor:
@@ -50,4 +52,6 @@ class FusionWeights(NeutralNetwork):
 
     def forward(self, paths: PathEstimates) -> Tensor:
         """Factors [* bs path 2] of the information of range and direction, in [exp(-limit), exp(limit)]."""
-        return bounded_factor(self.raw(self.features(paths)), self.limit)
+        mask = paths.mask
+        raw = self.raw(self.features(paths).flatten(-3, -2), paths.direction.flatten(-3, -2), mask.flatten(-2))
+        return bounded_factor(raw.unflatten(-2, mask.shape[-2:]), self.limit)
