@@ -100,7 +100,7 @@ class LearnedFusion(nn.Module):
             known = 1.0 / (1.0 + (spread / (FAINT * std)).pow(4))
             known = torch.where(redundant, known, 0.0)
             # log weights of range and direction, share of the residual and shift that are bias
-            raw = known[..., None] * site.raw(features, unit, has.any(-2))
+            raw = known[..., None] * site.corrections(features, unit, has.any(-2))
             factor = bounded_factor(raw[..., :2], self.limit).mT
             weight = torch.where(has, factor, 0.0)
             if self.correct_bias:

@@ -9,8 +9,29 @@ import torch
 from torch import Tensor, nn
 
 
-class MemberNetwork(nn.Module):
-    """Corrections of the members of a pool, exactly zero until trained.
+class NeutralNetwork(nn.Module):
+    """Two layers, applied to the last axis, whose output is exactly zero until trained.
+
+    Args:
+        features: number of inputs.
+        hidden: width.
+        outputs: number of outputs.
+    """
+
+    def __init__(self, features: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(features, hidden, dtype=torch.float64)
+        self.outer = nn.Linear(hidden, outputs, dtype=torch.float64)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def raw(self, features: Tensor) -> Tensor:
+        """Features [* features] to [* outputs]."""
+        return self.outer(self.inner(features).tanh_())
+
+
+class MemberNetwork(NeutralNetwork):
+    """Corrections of the members of a pool.
 
     Args:
         features: of a member.
@@ -20,18 +41,14 @@ class MemberNetwork(nn.Module):
     """
 
     def __init__(self, features: int, hidden: int, outputs: int, messages: bool = True) -> None:
-        super().__init__()
-        self.inner = nn.Linear(features + 2 * hidden * messages, hidden, dtype=torch.float64)
-        self.outer = nn.Linear(hidden, outputs, dtype=torch.float64)
-        nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
+        super().__init__(features + 2 * hidden * messages, hidden, outputs)
         self.messages = messages
         if messages:
             self.sender = nn.Linear(features, hidden, dtype=torch.float64)
             self.receiver = nn.Linear(features, hidden, bias=False, dtype=torch.float64)
             self.angle = nn.Linear(1, hidden, bias=False, dtype=torch.float64)
 
-    def raw(self, features: Tensor, unit: Tensor, exists: Tensor) -> Tensor:
+    def corrections(self, features: Tensor, unit: Tensor, exists: Tensor) -> Tensor:
         """Raw corrections.
 
         Args:
@@ -43,7 +60,7 @@ class MemberNetwork(nn.Module):
             [* member outputs].
         """
         inputs = torch.cat([features, *self.heard(features, unit, exists)], -1) if self.messages else features
-        return self.outer(self.inner(inputs).tanh_())
+        return self.raw(inputs)
 
     def heard(self, features: Tensor, unit: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and maximum of the other members' messages, [* member hidden] each."""

@@ -53,5 +53,5 @@ class FusionWeights(MemberNetwork):
     def forward(self, paths: PathEstimates) -> Tensor:
         """Factors [* bs path 2] of the information of range and direction, in [exp(-limit), exp(limit)]."""
         mask = paths.mask
-        raw = self.raw(self.features(paths).flatten(-3, -2), paths.direction.flatten(-3, -2), mask.flatten(-2))
+        raw = self.corrections(self.features(paths).flatten(-3, -2), paths.direction.flatten(-3, -2), mask.flatten(-2))
         return bounded_factor(raw.unflatten(-2, mask.shape[-2:]), self.limit)
