@@ -15,6 +15,7 @@ SCENE_MEASURES = ["loss", "error_over_peb_rms", "error_over_peb_median", "error_
 MEASURES = {
     "sensing.learning.Learner": SCENE_MEASURES,
     "sensing.learning.CalibrationLearner": SCENE_MEASURES,
+    "sensing.learning.FileLearner": ["loss", "held_out_over_noise_db", "error_m_rms", "error_m_median"],
     "sensing.learning.FusionLearner": ["loss", "error_m_rms", "error_m_50", "error_m_80", "error_m_90"],
 }
 """What each learner logs and a sweep may minimise."""
@@ -64,7 +65,9 @@ def check_training(config: options.Config) -> None:
     options.integer(config, "seed", low=0)
     learner = options.choice(config, "learner", list(MEASURES))
     options.choice(config, "objective", [f"val/{name}" for name in MEASURES[learner]])
-    if learner != "sensing.learning.FusionLearner":
+    if learner == "sensing.learning.FileLearner":
+        _check_file_training(config)
+    elif learner != "sensing.learning.FusionLearner":
         _check_scene_training(config)
     elif (got := options.lookup(config, "estimator._target_")) != FUSION or "sampler" not in config["data"]:
         raise ConfigError(f"estimator and data must be fusion and drops (experiment=fusion_train), got {got}")
@@ -77,13 +80,27 @@ def check_training(config: options.Config) -> None:
 
 
 def _check_scene_training(config: options.Config) -> None:
+    if options.lookup(config, "data.path") is not None:
+        raise ConfigError("learner must be that of files where data.path is given (experiment=fine_tune), got Learner")
     check_scene(config)
+    options.numbers(config, "data.snr_db", length=2)
+    _check_learnable(config)
+
+
+def _check_file_training(config: options.Config) -> None:
+    if "hold_out" not in config["data"]:
+        raise ConfigError("data must be file_training for this learner (experiment=fine_tune), got other data")
+    options.existing_file(config, "data.path")
+    options.choice(config, "data.half", [None, "even", "odd"])
+    _check_learnable(config)
+
+
+def _check_learnable(config: options.Config) -> None:
     options.choice(config, "noise", NOISE)
     learnable = options.lookup(config, "estimator._target_") == "sensing.estimator.build_estimator"
     if not learnable or options.lookup(config, "estimator.name") == "classical":
         got = options.lookup(config, "estimator.name") or options.lookup(config, "estimator._target_")
         raise ConfigError(f"estimator must have something to learn (say estimator=unfolded), got {got}, which has not")
-    options.numbers(config, "data.snr_db", length=2)
 
 
 def _check_folder(config: options.Config) -> None:

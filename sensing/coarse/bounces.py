@@ -18,6 +18,8 @@ from sensing.coarse.normal_equations import LocationPrior, location_prior
 from sensing.coarse.pairs import wrap
 from sensing.coarse.rays import Rays, take
 from sensing.coarse.settling import Bounces, Settings, settle
+from sensing.coarse.site import site_candidates
+from sensing.coarse.site_search import site_prior
 from sensing.coarse.user_score import Hypothesis, hypothesis, shares
 from sensing.containers import Deployment
 
@@ -46,17 +48,20 @@ def locate_bounces(rays: Rays, deployment: Deployment, settings: Settings, bounc
     row = torch.arange(len(scene), device=scene.device).repeat_interleave(modes.cost.shape[1])
     ue, beta, cost = (field.flatten(0, 1) for field in modes)
     owner, value = scene[row], case.clusters.log_ratio.sum(-1)[row] - cost
+    offset = wrap(case.offset_m[row] + beta[:, None], deployment.range_ambiguity)
     if bounces.line_of_sight:
-        offset = wrap(case.offset_m[row] + beta[:, None], deployment.range_ambiguity)
         covariance = MODE_M**2 * torch.eye(3 + offset.shape[1], dtype=ue.dtype, device=ue.device)
         paths = take(rays.paths, owner)
         value = value + line_of_sight_evidence(ue, offset, covariance, paths, deployment, bounces.slack_m)
-    value = torch.nan_to_num(value, nan=-torch.inf)
+    value, case, prior = torch.nan_to_num(value, nan=-torch.inf), take(case, row), _mode_prior(ue, deployment)
+    if bounces.planes is not None:
+        owner, site, case, value = site_candidates(rays, ue, offset, value, owner, deployment, bounces, bounces.planes)
+        ue, beta, prior = site.ue_position, site.offset_m[:, 0], site_prior(site)
+        bounces = bounces._replace(line_of_sight=False)  # the mirrors count them
     best = best_distinct(value, ue, owner, scenes, 0.0, 1)
-    first = _first_candidates(
-        owner[best], ue[best], beta[best], value[best], take(case, row[best]), rays, deployment, bounces
-    )
-    found = settle(first, rays, deployment, settings, bounces, _mode_prior(ue[best], deployment))
+    kept, start, case, prior = owner[best], ue[best], take(case, best), take(prior, best)
+    first = _first_candidates(kept, start, beta[best], value[best], case, prior, rays, deployment, bounces)
+    found = settle(first, rays, deployment, settings, bounces, prior)
     rival = way_to_rival(ue, value, owner, found.solution, RIVAL_GAP, RIVAL_SPREAD, 3.0 * MODE_M)
     return Located(found.path, found.direct, found.solution, found.evidence, rival)
 
@@ -89,6 +94,7 @@ def _first_candidates(
     beta: Tensor,
     value: Tensor,
     case: Hypothesis,
+    prior: LocationPrior,
     rays: Rays,
     deployment: Deployment,
     bounces: Bounces,
@@ -101,6 +107,5 @@ def _first_candidates(
     direct = member.masked_fill(~seen[..., None], -1).amax(1)
     offset = wrap(case.offset_m + beta[:, None], deployment.range_ambiguity)
     data = cluster_measurements(path, rays.paths, rays.weights, direct)
-    prior = _mode_prior(ue, deployment)
     solution = solve_location(data, ue, offset, case.clusters.position, deployment, prior=prior)
     return Candidates(scene, path, direct, solution, value)

@@ -20,10 +20,11 @@ from sensing.coarse.measurements import cluster_measurements
 from sensing.coarse.modes import locate
 from sensing.coarse.normal_equations import inverse_information
 from sensing.coarse.pairs import ray_pairs, region_box
-from sensing.coarse.rays import Rays
+from sensing.coarse.rays import Rays, take
 from sensing.coarse.repair import degrees_of_freedom, fit_fails
 from sensing.coarse.robust import student_location
 from sensing.coarse.settling import Bounces, Settings
+from sensing.coarse.site_map import learn_planes, possible_bounces
 from sensing.containers import Deployment, Flag, Geometry, PathEstimates, map_tensors
 from sensing.errors import ConfigError
 from sensing.fusion.weights import FusionWeights
@@ -81,10 +82,14 @@ class CoarseLocalizer(torch.nn.Module):
             the straight line looks the same, hence to be left off where no station can.
         student_dof: degrees of freedom of Student t errors of the paths in the last fit (about 3 is robust); Gaussian
             when None.
+        walls: most walls of a site that are learned from scenes whose user is known (`learn_site`); 0, or none learned:
+            nothing is known of the site.
 
     Raises:
-        ConfigError: a share or an error outside its range.
+        ConfigError: a share or an error outside its range, or walls where paths bounce only once.
     """
+
+    planes: Tensor
 
     def __init__(
         self,
@@ -98,6 +103,7 @@ class CoarseLocalizer(torch.nn.Module):
         multi_bounce: float = 0.0,
         line_of_sight: bool = False,
         student_dof: float | None = None,
+        walls: int = 0,
     ) -> None:
         super().__init__()
         for key, value, limit in (("model_error", model_error, math.inf), ("multi_bounce", multi_bounce, 1.0)):
@@ -107,6 +113,9 @@ class CoarseLocalizer(torch.nn.Module):
         if student_dof is not None and not student_dof > 0:
             raise ConfigError(f"student_dof must be positive or null, got {student_dof}")
         self.multi_bounce, self.line_of_sight, self.student_dof = multi_bounce, line_of_sight, student_dof
+        if walls < 0 or (walls > 0 and multi_bounce == 0):
+            raise ConfigError(f"walls must be >= 0, and 0 where multi_bounce is 0, got {walls}")
+        self.register_buffer("planes", torch.zeros(walls, 4, dtype=torch.float64), persistent=walls > 0)
         self.settings, self.pair_gate = Settings(modes, passes, alignments, max_repairs), pair_gate
 
     def forward(self, paths: PathEstimates, deployment: Deployment) -> CoarseLocation:
@@ -126,7 +135,8 @@ class CoarseLocalizer(torch.nn.Module):
         with torch.no_grad():
             weights = None if self.fusion is None else self.fusion(paths)
             rays = Rays(paths, weights, ray_pairs(paths, deployment, self.pair_gate))
-            bounces = Bounces(self.multi_bounce, self.line_of_sight, SLACK * error)
+            walls = self.planes if bool((self.planes[:, :3] != 0).any()) else None
+            bounces = Bounces(self.multi_bounce, self.line_of_sight, SLACK * error, walls)
             if bounces.expected:
                 found = locate_bounces(rays, deployment, self.settings, bounces)
             else:
@@ -141,6 +151,23 @@ class CoarseLocalizer(torch.nn.Module):
             stepped = differentiable_step(data, solution.ue_position, solution.offset_m, solution.position, deployment)
             solution = solution._replace(ue_position=stepped[0], offset_m=stepped[1], position=stepped[2])
         return self._report(found._replace(solution=solution, rival=rival), paths, deployment)
+
+    def learn_site(self, paths: PathEstimates, ue: Tensor, offset_m: Tensor, deployment: Deployment) -> int:
+        """Learn the walls of a site; replaces what was learned before.
+
+        Args:
+            paths: detected paths [b bs path].
+            ue: the users [b xyz] [m]; scenes whose user is NaN do not count.
+            offset_m: their clock offsets times c [b bs] [m].
+            deployment: stations.
+
+        Returns:
+            Number of walls found.
+        """
+        known = torch.isfinite(ue).all(-1) & torch.isfinite(offset_m).all(-1)
+        found = possible_bounces(take(paths, known), ue[known], offset_m[known], deployment)
+        self.planes.copy_(learn_planes(found, int(known.sum()), len(self.planes)))
+        return int((self.planes[:, :3] != 0).any(-1).sum())
 
     def _report(self, found: Located, paths: PathEstimates, deployment: Deployment) -> CoarseLocation:
         """Geometry, goodness of fit and flags."""

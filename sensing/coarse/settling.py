@@ -33,6 +33,7 @@ class Bounces(NamedTuple):
     multi_bounce: float = 0.0  # share of clusters that are no points
     line_of_sight: bool = False  # stations may see the user
     slack_m: float = 0.0  # standard deviation of the model's own error in a range [m]
+    planes: Tensor | None = None  # [plane 4] walls of the site, see `mirrors`; none is known: None
 
     @property
     def expected(self) -> bool:

@@ -2,7 +2,16 @@
 
 from sensing.learning.calibration import CalibrationLearner, self_calibrated
 from sensing.learning.callbacks import ParameterLog, SceneFigure
+from sensing.learning.file_learner import FileLearner
 from sensing.learning.fusion import FusionLearner
 from sensing.learning.learner import Learner
 
-__all__ = ["CalibrationLearner", "FusionLearner", "Learner", "ParameterLog", "SceneFigure", "self_calibrated"]
+__all__ = [
+    "CalibrationLearner",
+    "FileLearner",
+    "FusionLearner",
+    "Learner",
+    "ParameterLog",
+    "SceneFigure",
+    "self_calibrated",
+]

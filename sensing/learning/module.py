@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import lightning
 import torch
@@ -22,6 +22,9 @@ class TrainedModule(lightning.LightningModule):
     A subclass saves its hyperparameters, among them `optimizer`, and defines `training_step`, `validation_step`, which
     appends per-scene tensors to `seen`, and `measures`.
     """
+
+    exported_as: ClassVar[str] = ""
+    """Class under which weights are exported and read, where that is another one of the same parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,15 +72,17 @@ class TrainedModule(lightning.LightningModule):
     def _exported(cls, path: Path) -> Self:
         """From exported weights."""
         weights = read_weights(path)
-        if weights.learner != cls.__name__:
-            raise CheckpointError(f"checkpoint must be of {cls.__name__}, got one of {weights.learner} in {path}")
+        if weights.learner != (wanted := cls.exported_as or cls.__name__):
+            raise CheckpointError(f"checkpoint must be of {wanted}, got one of {weights.learner} in {path}")
         learner = cls(**weights.hyperparameters)
         learner.load_state_dict(weights.state)
         return learner
 
     def export(self, path: str | Path, **about: Any) -> None:
         """Write the weights as safetensors, with plain values that say what made them."""
-        write_weights(path, Weights(type(self).__name__, dict(self.hparams), self.state_dict(), about))
+        write_weights(
+            path, Weights(self.exported_as or type(self).__name__, dict(self.hparams), self.state_dict(), about)
+        )
 
     def on_after_backward(self) -> None:
         """Leave out a step whose gradient is not finite; counted in train/skipped_steps.

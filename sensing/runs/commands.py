@@ -28,6 +28,10 @@ def evaluate_command(checkpoint: str, config: DictConfig) -> str:
         law = [f"drops.{key}={config.drops[key]}" for key in ("bias", "bias_scale_m", "random_scale")]
         chosen = [f"task.methods=[equal,{name},bayes]", f"task.checkpoints.{name}={shown}"]
         return shlex.join([*_program("evaluate"), "task=fusion", *law, *chosen])
+    if (data := config.data).get("path") is not None:
+        other = {"even": ["data.half=odd"], "odd": ["data.half=even"]}.get(data.half, [])
+        chosen = ["data=file", f"data.path={data.path}", *other, "estimators=[classical,unfolded]"]
+        return shlex.join([*_program("evaluate"), *chosen, f"checkpoint={shown}"])
     arguments = []
     if HydraConfig.initialized():
         choices, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
