@@ -18,7 +18,12 @@ from sensing.preflight import check_training
 from sensing.units import SPEED_OF_LIGHT
 
 SETTINGS = {
-    "estimator": {"unrolled": {"num_iterations": 2, "tied": False}, "fusion": {"hidden": 3}, "name": "unfolded"},
+    "estimator": {
+        "detector": {"max_paths": 8, "final_steps": 4},
+        "localizer": {"modes": 1, "alignments": 1, "passes": 1, "max_repairs": 0},
+        "unrolled": {"num_iterations": 1, "tied": False},
+        "joint_false_alarm": 0.0,
+    },
     "loss": {},
     "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.02},
 }

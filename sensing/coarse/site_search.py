@@ -26,7 +26,7 @@ AT_ONCE = 2000  # users of the grid
 STEPS, BLUR_M, SHRINK = 12, 1.0, 0.6  # of the refinement: its widths shrink from the grid's to their own
 FINAL_M = 0.05  # blur of the evidence of a refined user
 COMMON_M = 0.15
-"""Standard deviation [m] that all paths by one wall share, as they share its error: no number of them makes it smaller."""
+"""Standard deviation [m] that all paths by one wall share, as they share its error: no number of them reduces it."""
 KERNEL = (0.25, 0.5, 0.25)  # how a vote spreads over bins
 
 
