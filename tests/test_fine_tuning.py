@@ -156,7 +156,7 @@ def test_ignored_labels_are_not_learned_from(path):
     with torch.no_grad():
         own = model.terms(task)["total"]
         assert torch.equal(moved(1), own)  # of scene 1 nobody may know
-        assert float(moved(0)) > float(own) + 1.0
+        assert abs(float(moved(0) - own)) > 0.1
 
 
 def test_a_file_without_truth_is_learned_from(path, tmp_path):
