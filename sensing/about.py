@@ -80,6 +80,10 @@ def trained_elsewhere(checkpoint: str, config: options.Config) -> str:
     trained_on = read_hyperparameters(checkpoint_path(checkpoint)).get("trained_on")
     if not trained_on:
         return "on scenes that the checkpoint does not record"
+    if "scene" not in trained_on:
+        learned = trained_on["data"]
+        half = f", {learned['half']} scenes" if learned.get("half") else ""
+        return f"on the file {Path(learned['path']).name}{half}"
     there = f"on scene={trained_on['scene']['name']}"
     if config["data"]["source"] == "file":
         return f"{there}, evaluated on a file"

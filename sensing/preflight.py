@@ -83,8 +83,8 @@ def _check_scene_training(config: options.Config) -> None:
     if options.lookup(config, "data.path") is not None:
         raise ConfigError("learner must be that of files where data.path is given (experiment=fine_tune), got Learner")
     check_scene(config)
-    options.numbers(config, "data.snr_db", length=2)
     _check_learnable(config)
+    options.numbers(config, "data.snr_db", length=2)
 
 
 def _check_file_training(config: options.Config) -> None:

@@ -9,6 +9,7 @@ import lightning
 import pytest
 import torch
 
+from sensing.about import trained_elsewhere
 from sensing.data import export_scenes, read_observations
 from sensing.data.file_scenes import FileDataModule
 from sensing.errors import ConfigError, FileFormatError, MissingTruthError
@@ -162,7 +163,8 @@ def test_ignored_labels_are_not_learned_from(path):
 def test_a_file_without_truth_is_learned_from(path, tmp_path):
     """One epoch by held-out pilots alone; the checkpoint is that of a Learner, as `evaluate.py` loads it."""
     unlabelled = without_truth(path, tmp_path)
-    model, data = learner(), FileDataModule(unlabelled, num_scenes=4, batch_size=2, val_share=0.25)
+    model = FileLearner(**SETTINGS, trained_on={"data": {"path": str(unlabelled), "half": None}})
+    data = FileDataModule(unlabelled, num_scenes=4, batch_size=2, val_share=0.25)
     before = [p.clone() for p in model.parameters()]
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(max_epochs=1, num_sanity_val_steps=0, enable_model_summary=False, **quiet)
@@ -180,6 +182,7 @@ def test_a_file_without_truth_is_learned_from(path, tmp_path):
         for name in ("tuned.ckpt", "tuned.safetensors"):
             assert torch.equal(Learner.load(tmp_path / name).estimator(first, data.file.deployment).ue_position, own)
     assert FileLearner.load(tmp_path / "tuned.safetensors").hparams["loss"] == {}
+    assert trained_elsewhere(str(tmp_path / "tuned.safetensors"), {}) == "on the file unlabelled.h5"
 
 
 def test_files_and_values_that_will_not_do(path, tmp_path, tiny):
