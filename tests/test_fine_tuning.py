@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from sensing.about import trained_elsewhere
+from sensing.containers import map_tensors
 from sensing.data import export_scenes, read_observations
 from sensing.data.file_scenes import FileDataModule
 from sensing.errors import ConfigError, FileFormatError, MissingTruthError
 from sensing.learning import FileLearner, Learner
-from sensing.learning.file_learner import held_out_log
 from sensing.preflight import check_training
 from sensing.units import SPEED_OF_LIGHT
 
@@ -89,7 +89,7 @@ def test_held_out_pilots_are_judged_and_not_looked_at(path):
         scored[..., task.held_out] *= 3.0
         louder = task.example._replace(observation=task.example.observation._replace(y=scored))
         other = model.terms(task._replace(example=louder))["held_out_log"]
-    final, deployment = refined.final, task.deployment
+    final, deployment, misfit = refined.final, task.deployment, model.held_out_log
     geometry, mean = final.geometry, final.expectation.mean
     antennas = deployment.antenna_global
     for scene in range(2):
@@ -118,8 +118,8 @@ def test_held_out_pilots_are_judged_and_not_looked_at(path):
         thin = deployment._replace(
             antenna_local=deployment.antenna_local[::5], pilot_freq=deployment.pilot_freq[task.held_out]
         )
-        assert math.isclose(float(held_out_log(refined, part, thin)[scene]), math.log(total / entries), rel_tol=1e-6)
-        loud = float(held_out_log(refined, part._replace(y=3 * part.y), thin)[scene])
+        assert math.isclose(float(misfit(refined, part, thin)[scene]), math.log(total / entries), rel_tol=1e-6)
+        loud = float(misfit(refined, part._replace(y=3 * part.y), thin)[scene])
         assert math.isclose(loud, math.log(tripled / entries), rel_tol=1e-6)
     assert (other > judged["held_out_log"] + 1.0).all()
     assert "location" not in judged
@@ -176,7 +176,7 @@ def test_a_file_without_truth_is_learned_from(path, tmp_path):
     trainer.save_checkpoint(tmp_path / "tuned.ckpt")
     model.export(tmp_path / "tuned.safetensors", seed=0)
     observation = read_observations(path).observation
-    first = type(observation)(*(field[:1] for field in observation))
+    first = map_tensors(observation, lambda field: field[:1])
     with torch.no_grad():
         own = model.eval().estimator(first, data.file.deployment).ue_position
         for name in ("tuned.ckpt", "tuned.safetensors"):

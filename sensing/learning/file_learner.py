@@ -60,19 +60,19 @@ class FileLearner(Learner):
             if number not in self.detected:
                 one = take(task.example.observation, torch.tensor([row]))
                 with torch.no_grad():
-                    seen, paths = self.estimator.detect(one, task.deployment)
+                    seen, paths = self.estimator.detect(self.estimator.calibrated(one), task.deployment)
                 self.detected[number] = seen.noise_var, paths
         found = [self.detected[number] for number in numbers]
         noise = torch.cat([variance for variance, _ in found])
-        return Observation(task.example.observation.y, noise), _together([paths for _, paths in found])
+        return task.example.observation._replace(noise_var=noise), _together([paths for _, paths in found])
 
     def terms(self, task: FileTask) -> dict[str, Tensor]:
         """Terms of the loss and what belongs to single scenes."""
         observation, paths = self.front_end(task)
         start = self.estimator.localizer(paths, task.deployment).geometry
-        kept, rest = (_pilots(observation, task.deployment, pilots) for pilots in (~task.held_out, task.held_out))
-        refined = self.estimator.unrolled(*kept, start, True)
-        judged = held_out_log(refined, *rest)
+        kept, pilots = _pilots(observation, task.deployment, ~task.held_out)
+        refined = self.estimator.unrolled(self.estimator.calibrated(kept), pilots, start, True)
+        judged = self.held_out_log(refined, *_pilots(observation, task.deployment, task.held_out))
         terms = {"held_out": judged.mean(), "held_out_log": judged}
         if bool(task.labelled.any()):
             assert task.example.scene is not None
@@ -87,6 +87,13 @@ class FileLearner(Learner):
             terms["coarse"] = self.loss.coarse_weight * share * coarse
         parts = [terms[name] for name in ("held_out", "location", "coarse") if name in terms]
         return terms | {"total": torch.stack(parts).sum()}
+
+    def held_out_log(self, refined: Refined, observation: Observation, deployment: Deployment) -> Tensor:
+        """`log mean |y - h|^2 / noise` [*] over pilots that the refinement has not seen."""
+        final = refined.final
+        channel = column_operator(final.geometry, deployment).matvec(final.expectation.mean)
+        misfit = (observation.y - self.estimator.observed(channel)).abs().square().mean((-2, -1))
+        return (misfit / observation.noise_var).mean(-1).log()
 
     def training_step(self, task: FileTask, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Loss of one batch."""
@@ -119,14 +126,6 @@ class FileLearner(Learner):
             "error_m_median": error.nanmedian(),
             "below_3_m": torch.where(error.isnan(), torch.nan, (error < 3.0).to(error)).nanmean(),
         }
-
-
-def held_out_log(refined: Refined, observation: Observation, deployment: Deployment) -> Tensor:
-    """`log mean |y - h|^2 / noise` [*] over pilots that the refinement has not seen."""
-    final = refined.final
-    channel = column_operator(final.geometry, deployment).matvec(final.expectation.mean)
-    ratio = (observation.y - channel).abs().square().mean((-2, -1)) / observation.noise_var
-    return ratio.mean(-1).log()
 
 
 def _pilots(observation: Observation, deployment: Deployment, chosen: Tensor) -> tuple[Observation, Deployment]:
