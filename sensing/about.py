@@ -58,6 +58,7 @@ def _notes(config: options.Config, estimators: Mapping[str, Any]) -> dict[str, s
 def about_training(settings: options.Config, command: str) -> dict[str, Any]:
     """What exported weights say of the training that made them, without the folders of its machine."""
     words = [word for word in shlex.split(command) if not word.startswith(("hydra.", "export=", "output_dir="))]
+    words = [f"init_from={Path(word).name}" if word.startswith("init_from=") else word for word in words]
     return {
         "command": shlex.join([*words, f"export={Path(settings['export']).name}"]),
         "config": _portable(settings, str(settings["output_dir"])),
@@ -71,7 +72,7 @@ def _portable(node: Mapping[str, Any], folder: str) -> dict[str, Any]:
     return {
         key: _portable(value, folder) if isinstance(value, Mapping) else value
         for key, value in node.items()
-        if key not in ("export", "ckpt_path") and not (isinstance(value, str) and value.startswith(folder))
+        if key not in ("export", "ckpt_path", "init_from") and not (isinstance(value, str) and value.startswith(folder))
     }
 
 

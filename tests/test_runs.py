@@ -13,9 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from sensing import runs
 from sensing.about import SCENE_KEYS
 from sensing.cli import conf_dir
-from sensing.errors import CheckpointError, ConfigError
+from sensing.errors import CheckpointError, ConfigError, NumericalError
 from sensing.learning import Learner
 from sensing.runs.commands import evaluate_command
+from sensing.runs.weights import trained_for
 
 SMALL = [
     *("array.num_y=3", "array.num_z=2", "ofdm.num_subcarriers=256", "estimator.unrolled.num_iterations=2"),
@@ -60,6 +61,24 @@ def test_resumed_training_equals_the_unbroken_one(tmp_path, capsys):
     assert any(not torch.equal(value, start[name]) for name, value in states[0].items())
 
 
+def test_training_that_diverges_says_where_and_names_its_last_good_checkpoint(tmp_path):
+    """An epoch that goes well, then steps that are far too long."""
+    one = ["optimizer=sgd", "trainer.gradient_clip_val=null", "trainer.accumulate_grad_batches=1"]
+    runs.train(config(tmp_path / "first", *one, "trainer.max_epochs=1", "optimizer.lr=1e-6"))
+    saved = torch.load(tmp_path / "first/checkpoints/last.ckpt", weights_only=True)
+    for group in saved["optimizer_states"][0]["param_groups"]:
+        group["lr"] = 1e300
+    schedule = saved["lr_schedulers"][0]
+    schedule["base_lrs"] = [1e300 for _ in schedule["base_lrs"]]
+    torch.save(saved, tmp_path / "first/wild.ckpt")
+    given = ["optimizer.final_lr_fraction=1", "trainer.max_epochs=4", f"ckpt_path={tmp_path / 'first/wild.ckpt'}"]
+    with pytest.raises(NumericalError, match=r"loss must be finite, .* of layer \d") as caught:
+        runs.train(config(tmp_path / "second", *one, *given))
+    good = str(caught.value).rsplit("last good checkpoint: ", 1)[1]
+    assert good.endswith("first/checkpoints/best.ckpt")
+    assert Learner.load(good) is not None  # refuses what is not finite
+
+
 def learner(num_iterations):
     plain = runs.plain(config("unused", f"estimator.unrolled.num_iterations={num_iterations}"))
     return Learner(plain["estimator"], plain["loss"], plain["optimizer"])
@@ -102,6 +121,18 @@ def test_fine_tuning_starts_with_the_weights_and_new_parameters_are_neutral(tmp_
         assert torch.equal(value, untouched[name] if name in neutral else state[name]), name
     with pytest.raises(CheckpointError, match=r"init_from must belong to the configured estimator: .*absent there"):
         runs.start_from(path, learner(1))
+
+
+def test_fine_tuning_says_where_array_and_pilots_differ(tmp_path):
+    """The checkpoint knows 6 antennas and 16 pilots 1.92 MHz apart; others are named, the same are not."""
+    path = tmp_path / "two.ckpt"
+    torch.save({"hyper_parameters": {"trained_on": runs.plain(config(tmp_path))}}, path)
+    changed = ("array.num_y=5", "ofdm.num_subcarriers=128")
+    same, other = (runs.build_deployment(config(tmp_path, *given)) for given in ((), changed))
+    assert trained_for(path, same) == ""
+    assert trained_for(path, other) == (
+        "10 antennas instead of 6, 8 pilots instead of 16, 13.44 MHz between the outer pilots instead of 28.8"
+    )
 
 
 def test_fine_tuned_training_starts_at_the_weights(tmp_path, capsys):

@@ -19,7 +19,9 @@ from sensing.preflight import check_training
 from sensing.runs.build import build_simulator
 from sensing.runs.commands import evaluate_command, own_command
 from sensing.runs.nodes import make, plain, set_threads
-from sensing.runs.weights import check_resume, start_from
+from sensing.runs.weights import check_resume, start_from, trained_for
+
+log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> float:
@@ -54,6 +56,9 @@ def train(config: DictConfig) -> float:
     learner.build_optimizer()  # its mistakes show now, not after the test of the untrained estimator
     if settings["init_from"] is not None:
         start_from(settings["init_from"], learner)
+        found = getattr(data, "file", None) or getattr(data, "simulator", None)  # of scenes; drops have no arrays
+        if found is not None and (difference := trained_for(settings["init_from"], found.deployment)):
+            log.warning("init_from was trained elsewhere: here are %s", difference)
     if settings["ckpt_path"] is not None:
         check_resume(settings["ckpt_path"], learner)
     trainer = build_trainer(config)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sensing.containers import Deployment
 from sensing.errors import CheckpointError
-from sensing.pretrained import SUFFIX
+from sensing.pretrained import SUFFIX, checkpoint_path
+from sensing.pretrained.files import read_hyperparameters
+from sensing.runs.nodes import make
 
 if TYPE_CHECKING:
     from sensing.learning.module import TrainedModule  # pulls lightning, which takes seconds to import
@@ -52,6 +55,29 @@ def start_from(name: str | Path, learner: "TrainedModule") -> list[str]:
     if neutral:
         log.info("not in %s, hence neutral at the start: %s", name, ", ".join(neutral))
     return neutral
+
+
+def trained_for(name: str | Path, deployment: Deployment) -> str:
+    """How the array and pilots that weights were trained with differ from a deployment's; empty where they do not.
+
+    Corrections of layers carry over to other arrays and pilot grids; what belongs to single elements has another shape,
+    which `start_from` refuses.
+    """
+    trained_on = read_hyperparameters(checkpoint_path(name)).get("trained_on") or {}
+    if not {"array", "ofdm"} <= trained_on.keys():
+        return ""
+    pilots = make({key: value for key, value in trained_on["ofdm"].items() if key != "carrier_hz"}, "trained_on.ofdm")
+    antennas = make(trained_on["array"], "trained_on.array")
+    there = [len(antennas), len(pilots), float(pilots.max() - pilots.min()) / 1e6]
+    used = deployment.pilot_freq
+    here = [len(deployment.antenna_local), len(used), float(used.max() - used.min()) / 1e6]
+    words = ("{} antennas", "{} pilots", "{:.4g} MHz between the outer pilots")
+    different = [
+        f"{word.format(new)} instead of {word.format(old).split()[0]}"
+        for word, old, new in zip(words, there, here, strict=True)
+        if abs(old - new) > 1e-6 * old
+    ]
+    return ", ".join(different)
 
 
 def _check_same(key: str, path: str | Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
