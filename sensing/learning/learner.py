@@ -64,7 +64,7 @@ class Learner(TrainedModule):
             where = _not_finite(refined) or ["in no layer"]
             raise self.diverged(f"loss must be finite, got {bad} not finite for scenes {task.index.tolist()}", where)
         size = len(task.peb)
-        self.scenes_seen += size
+        self.scenes_seen += size * (1 if self._trainer is None else self._trainer.world_size)
         self.log("train/loss", terms["total"], prog_bar=True, batch_size=size)
         self.log_dict(
             {f"train/loss_{name}": value for name, value in terms.items() if name != "total"}, batch_size=size
