@@ -139,10 +139,10 @@ def test_what_is_doubtful_says_why(tmp_path):
     path = write_stations(tmp_path / "alone.csv", alone)
     found = run(path, tmp_path / "alone", "task.methods=[equal,covariance_intersection,bayes]")
     assert {found["0", method]["flags"] for method in ("equal", "covariance_intersection")} == {
-        "one_station|open|lone_member"
+        "open|lone_member|one_station"
     }
     assert found["0", "equal"]["cov_xx_m2"] == "inf"
-    assert found["0", "bayes"]["flags"] == "one_station|open"
+    assert found["0", "bayes"]["flags"] == "open|one_station"
     nothing = [found["1", method] for method in ("equal", "covariance_intersection", "bayes")]
     assert {(row["flags"], row["x_m"], row["cov_xx_m2"]) for row in nothing} == {("no_measurement", "", "")}
     assert found["2", "equal"]["flags"] == ""
@@ -158,6 +158,7 @@ def test_what_is_doubtful_says_why(tmp_path):
     assert float(two["second_z_m"]) == 1.5
     assert "mirror" in found["35", "bayes"]["flags"]
     assert "contradictory" in found["39", "equal"]["flags"]
+    assert "contradictory" in found["39", "bayes"]["flags"]
 
 
 def test_a_drop_depends_on_itself_alone(tmp_path):

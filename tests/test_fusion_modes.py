@@ -142,6 +142,27 @@ def test_one_station(name):
     angles = fused(task.measured.only("aoa"), HEXAGON, [name])[name]
     assert has(angles, FusionFlag.LONE_MEMBER).all()
     assert not has(angles, FusionFlag.OPEN).any()
+    for each in (ranges, angles, fused(task.measured, HEXAGON, [name])[name]):
+        assert has(each, FusionFlag.ONE_STATION).all()
+
+
+@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("where", [[50.0, 0.0, 10.0], [0.0, 0.0, 10.0], [0.0, 0.0, 1.5]])
+def test_stations_all_at_one_place_with_ranges_alone(name, where):
+    """No circles cross; below the station, where a search may begin, ranges tell nothing of x and y."""
+    task = DropSampler([where] * 3, HEXAGON).sample(0, "test", range(4))
+    got = fused(task.measured.only("toa"), HEXAGON, [name])[name]
+    assert torch.isfinite(got.weight).all()
+    assert has(got, FusionFlag.OPEN).all()
+    distance = (got.position - task.measured.bs_position[0]).norm(dim=-1)
+    assert ((distance - task.measured.range_m.mean(-1)).abs() < 5.0).all()
+
+
+def test_members_that_are_flat_on_the_domain_share_the_weight():
+    task = DropSampler(TRIANGLE, HEXAGON, range_std_m=1e9, angle_std_deg=5e10).sample(0, "test", range(2))
+    got = fused(task.measured._replace(range_m=0 * task.measured.range_m), HEXAGON, ["optimal"])["optimal"]
+    assert torch.isfinite(got.weight).all()
+    assert torch.allclose(got.weight.sum(-1), torch.ones(2, dtype=torch.float64))
 
 
 def test_weights_driven_to_one_member_are_flagged():

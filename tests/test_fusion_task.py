@@ -8,6 +8,8 @@ import torch
 
 from sensing import runs
 from sensing.errors import ConfigError, SensingError
+from sensing.evaluation.fusion import Case, FusionErrors, pool_generator
+from sensing.evaluation.fusion_output import draw
 from sensing.fusion.domain import box, hexagon
 from sensing.fusion.methods import METHODS, Pooling, check_methods, fuse
 from sensing.simulation.drops import DropSampler
@@ -61,6 +63,21 @@ def test_same_seed_same_errors_and_another_seed_others(tmp_path):
     assert not np.array_equal(errors[0], errors[2])
 
 
+def test_the_seed_reaches_the_samples():
+    """Generators read 32 bits of their seed; seed 0 keeps the samples that it always had."""
+    same = torch.Generator().manual_seed(128)
+    assert torch.equal(torch.rand(4, generator=pool_generator(0, 128)), torch.rand(4, generator=same))
+    drawn = {float(torch.rand((), generator=pool_generator(seed, first))) for seed in range(20) for first in (0, 128)}
+    assert len(drawn) == 40
+
+
+def test_a_single_drop_shows_in_the_figure():
+    found = [FusionErrors(Case("toa", (0,)), {"equal": np.array([2.0])}, {}, 1.0)]
+    panel = draw(found).axes[0]
+    assert panel.lines[0].get_xydata().tolist() == [[2.0, 0.0], [2.0, 1.0]]
+    assert panel.get_xlim()[1] > 2.0
+
+
 def test_samples_write_their_files(tmp_path):
     runs.evaluate(composed(*SAMPLES, folder=tmp_path))
     with (tmp_path / "results.csv").open() as file:
@@ -86,6 +103,9 @@ def test_samples_write_their_files(tmp_path):
         ("task.modalities=[tdoa]", r"modalities must be out of .*got \['tdoa'\]"),
         ("task.stations=[[0,3]]", r"stations must be sets out of stations 0 to 2"),
         ("task.stations=[[]]", r"stations must be sets"),
+        ("task.stations=[[0,0]]", r"stations must be sets"),
+        ("task.stations=[[0.0,1]]", r"stations must be sets"),
+        ("drops.range_std_m=1.4", r"at most 4 least deviations of a range \(5.6 m\) for the method bayes, got 6 m"),
         ("task.num_drops=0", r"num_drops must be a whole number >= 1, got 0"),
         ("task.num_samples=0", r"number of samples must be at least 1, got 0"),
         ("task.proposal=best", r"proposal must be one of"),
@@ -104,6 +124,12 @@ def test_bad_settings_are_refused_before_any_work(override, message, tmp_path):
 def test_bad_counts(tmp_path):
     with pytest.raises(ConfigError, match="rising order"):
         runs.evaluate(composed(*SAMPLES, "task.counts=[100,10]", folder=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["num_drops", "batch_size"])
+def test_samples_need_drops(name, tmp_path):
+    with pytest.raises(ConfigError, match=f"{name} must be a whole number >= 1, got 0"):
+        runs.evaluate(composed(*SAMPLES, f"task.{name}=0", folder=tmp_path / "out"))
 
 
 def test_methods_by_name():

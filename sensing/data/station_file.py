@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sensing.data.atomic import atomic_path
 from sensing.errors import FileFormatError
-from sensing.fusion.measurements import StationMeasurements
+from sensing.fusion.measurements import LARGEST, SHARPEST, StationMeasurements
 
 PLACE = ("x_m", "y_m", "z_m")
 COLUMNS = ("drop", "station", *PLACE, "range_m", "azimuth_deg", "elevation_deg", "range_std_m", "angle_std_deg")
@@ -143,8 +143,9 @@ def _number(text: str, name: str, line: int, path: Path) -> float | None:
         _refuse(path, line, name, "a number", repr(text))
     low, high = LIMITS.get(name, (0.0, math.inf))
     if name.endswith(("_std_m", "_std_deg")):
-        if not 0 < value < math.inf:
-            _refuse(path, line, name, "a number > 0 (without a measurement: an empty cell)", text)
+        if not (value > 0 and SHARPEST <= (math.radians(value) if name.endswith("_deg") else value) <= LARGEST):
+            expected = f"a number > 0 from {SHARPEST:g} to {LARGEST:g} m or rad (without a measurement: an empty cell)"
+            _refuse(path, line, name, expected, text)
     elif not low <= value <= high:  # refuses NaN too
         _refuse(path, line, name, f"from {low:g} to {high:g}", text)
     return value

@@ -171,28 +171,28 @@ def _fused(drop: StationDrop, options: _Options) -> dict[str, DropResult]:
     measured, domain = drop.measured, options.pooling.domain
     if not bool(measured.members.any()):
         return {name: DropResult(None, None, None, ("no_measurement",)) for name in options.methods}
-    words = ("one_station",) if drop.num_stations == 1 else ()
     generator = torch.Generator().manual_seed(zlib.crc32(f"{options.seed} {drop.name}".encode()))  # 32 bits are read
     pooled = dict.fromkeys(["equal", *(name for name in options.methods if name != "bayes")])
     fused = fuse(list(pooled), measured, options.pooling, generator)
-    results = {name: _result(name, each, measured, domain.unknown, words) for name, each in fused.items()}
+    results = {name: _result(name, each, measured, domain.unknown) for name, each in fused.items()}
     if "bayes" in options.methods:  # a mean lies between two modes: say that there are two
-        words = (*words, *(word for word in ("mirror", "open") if word in results["equal"].flags))
+        shared = ("mirror", "open", "one_station")
+        if options.bias == "none":  # the law that equal weights believe in: what they contradict, it contradicts
+            shared = ("mirror", "open", "contradictory", "outside", "one_station")
+        words = tuple(word for word in shared if word in results["equal"].flags)
         found = posterior(measured, domain, _law(measured, options))
         covariance = found.covariance[0][domain.unknown][:, domain.unknown]
         results["bayes"] = DropResult(found.mean[0], _padded(covariance, domain.unknown), None, words)
     return {name: results[name] for name in options.methods}
 
 
-def _result(
-    name: str, fused: Fused, measured: StationMeasurements, unknown: list[int], words: tuple[str, ...]
-) -> DropResult:
+def _result(name: str, fused: Fused, measured: StationMeasurements, unknown: list[int]) -> DropResult:
     assert fused.weight is not None
     assert fused.flags is not None
     assert fused.mirror is not None
     covariance = pool_covariance(fused.position, measured, fused.weight, unknown, name in PRECISIONS)[0]
     flags = FusionFlag(int(fused.flags[0]))
-    words = (*words, *(str(flag.name).lower() for flag in FusionFlag if flag in flags))
+    words = tuple(str(flag.name).lower() for flag in FusionFlag if flag in flags)
     second = fused.mirror[0] if FusionFlag.MIRROR in flags else None
     return DropResult(fused.position[0], _padded(covariance, unknown), second, words)
 

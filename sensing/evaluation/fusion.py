@@ -13,7 +13,7 @@ from sensing.errors import ConfigError
 from sensing.evaluation.fusion_output import write_fusion
 from sensing.evaluation.sweep import progress_bar
 from sensing.evaluation.task import Build
-from sensing.fusion.bayes import Law
+from sensing.fusion.bayes import Law, check_cells
 from sensing.fusion.learned import LearnedFusion
 from sensing.fusion.measurements import MODALITIES, StationMeasurements
 from sensing.fusion.methods import LEARNED, Pooling, check_methods, fuse, solve
@@ -87,9 +87,9 @@ def fusion(
     """
     check_methods(methods)
     cases = _cases(modalities, stations, len(sampler.bs_position))
-    for name, value in (("num_drops", num_drops), ("tuning_drops", tuning_drops), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
+    check_counts(num_drops=num_drops, tuning_drops=tuning_drops, batch_size=batch_size)
+    if "bayes" in methods and set(modalities) != {"aoa"}:
+        check_cells(sampler.domain, torch.from_numpy(sampler.range_std))
     networks = load_networks(build, methods, checkpoints or {})
     pooling = Pooling(sampler.domain, num_samples, proposal, refine, networks=networks)
     drops, tuning = sampler.sample(seed, "test", range(num_drops)), sampler.sample(seed, "val", range(tuning_drops))
@@ -104,7 +104,7 @@ def fusion(
             parts = []
             for first in range(0, num_drops, batch_size):
                 batch = _take(drops, slice(first, first + batch_size))
-                generator = torch.Generator().manual_seed((seed << 32) + first)
+                generator = pool_generator(seed, first)
                 fused = fuse(
                     methods,
                     part(batch, case),
@@ -126,6 +126,22 @@ def fusion(
             found.append(FusionErrors(case, error, weight, factor))
     write_fusion(found, Path(folder), settings, command, notes)
     return found
+
+
+def pool_generator(seed: int, first: int) -> torch.Generator:
+    """Generator of the samples of the batch that begins with drop `first`.
+
+    Generators read the low 32 bits of their seed alone: the seed is spread over these by an odd factor, 2^32 over the
+    golden ratio, so that different seeds have different samples.
+    """
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + first) % 2**32)
+
+
+def check_counts(**counts: object) -> None:
+    """Raise ConfigError unless all are whole numbers >= 1."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} must be a whole number >= 1, got {value!r}")
 
 
 def part(drops: Drops, case: Case) -> StationMeasurements:
@@ -184,9 +200,15 @@ def _cases(modalities: Sequence[str], stations: Sequence[Sequence[int]], count: 
     if unknown or not modalities or len(set(modalities)) < len(modalities):
         raise ConfigError(f"modalities must be out of {list(MODALITIES)}, each once, got {list(modalities)}")
     sets = [tuple(each) for each in stations]
-    if not sets or len(set(sets)) < len(sets) or not all(s and set(s) <= set(range(count)) for s in sets):
+    if not sets or len(set(sets)) < len(sets) or not all(_is_set(s, count) for s in sets):
         raise ConfigError(f"stations must be sets out of stations 0 to {count - 1}, got {[list(s) for s in sets]}")
     return [Case(modality, each) for each in sets for modality in modalities]
+
+
+def _is_set(stations: tuple[object, ...], count: int) -> bool:
+    """Whether these are numbers of stations, each once."""
+    whole = all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < count for s in stations)
+    return bool(stations) and whole and len(set(stations)) == len(stations)
 
 
 def _take(drops: Drops, index: slice) -> Drops:

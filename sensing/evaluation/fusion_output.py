@@ -93,13 +93,14 @@ def draw(found: Sequence["FusionErrors"]) -> Figure:
         for method, error in each.error_m.items():
             color, line = LOOKS[method]
             ordered = np.sort(error)
-            share = (np.arange(len(ordered)) + 1) / len(ordered)
-            panel.plot(ordered, share, color=color, linestyle=line, label=method)
+            share = np.arange(len(ordered) + 1) / len(ordered)
+            ordered = np.concatenate([ordered[:1], ordered])  # from zero up, so that a single drop shows too
+            panel.plot(ordered, share, color=color, linestyle=line, label=method, drawstyle="steps-post")
             high = max(high, float(np.quantile(error, 0.97)))
         base = next(iter(each.error_m.values()))
-        high = min(high, 2.0 * float(np.quantile(base, 0.97)))  # a far worse method leaves the panel
+        high = 1.02 * min(high, 2.0 * float(np.quantile(base, 0.97)))  # a far worse method leaves the panel
         count = len(each.case.stations)
-        panel.set(xlabel="position error [m]", ylabel="share of drops", xlim=(0, high), ylim=(0, 1))
+        panel.set(xlabel="position error [m]", ylabel="share of drops", xlim=(0, high or None), ylim=(0, 1))
         panel.set_title(f"{each.case.modality}, {count} station{'s' * (count > 1)}")
     legend_below(figure, axes)
     return figure

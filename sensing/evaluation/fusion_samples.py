@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sensing.data.atomic import atomic_path
 from sensing.errors import ConfigError
 from sensing.evaluation.csv_file import write_csv
-from sensing.evaluation.fusion import Case, _take, part
+from sensing.evaluation.fusion import Case, _take, check_counts, part, pool_generator
 from sensing.evaluation.fusion_output import QUANTILES, quantiles, write_npz
 from sensing.evaluation.page import write_page
 from sensing.evaluation.statistics import bootstrapped
@@ -70,6 +70,7 @@ def fusion_samples(
         raise ConfigError(f"counts must be whole numbers >= 1 in rising order, got {list(counts)}")
     if not proposals or not set(proposals) <= set(PROPOSALS):
         raise ConfigError(f"proposals must be out of {list(PROPOSALS)}, got {list(proposals)}")
+    check_counts(num_drops=num_drops, batch_size=batch_size)
     drops = sampler.sample(seed, "test", range(num_drops))
     case = Case(modality, tuple(range(len(sampler.bs_position))))
     part(drops, case)
@@ -81,7 +82,7 @@ def fusion_samples(
                 pooling = Pooling(sampler.domain, count, proposal, refine=False)
                 for first in range(0, num_drops, batch_size):
                     batch = _take(drops, slice(first, first + batch_size))
-                    generator = torch.Generator().manual_seed((seed << 32) + first)
+                    generator = pool_generator(seed, first)
                     fused = fuse(METHODS, part(batch, case), pooling, generator)
                     for method in METHODS:
                         error = (fused[method].position - batch.position).norm(dim=-1)

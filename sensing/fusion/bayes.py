@@ -12,6 +12,7 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
+from sensing.checks import check_shape
 from sensing.errors import ConfigError
 from sensing.fusion.domain import Domain
 from sensing.fusion.likelihoods import LOG_2PI, log_range_with_bias
@@ -22,6 +23,10 @@ NODES = 24
 
 KEPT, REFINED, SPLIT = 3000, 300, 4
 """Cells that are evaluated exactly, cells that are split, and into how many along each unknown coordinate."""
+
+
+COARSEST = 4.0
+"""Edge of a cell in least deviations of a range above which the posterior falls between the cells."""
 
 
 RangeLaw = Callable[[Tensor, Tensor, float, "Law"], Tensor]
@@ -56,7 +61,11 @@ def posterior(measured: StationMeasurements, domain: Domain, law: Law) -> Poster
 
     Returns:
         The moments.
+
+    Raises:
+        ShapeError: the measurements have other axes than [drop bs].
     """
+    check_shape("range_m", measured.range_m, "drop bs")
     unknown = domain.unknown
     cheap = _log_posterior(domain.points.expand(len(measured.range_m), -1, -1), measured, law, _bound)
     kept = cheap.topk(min(KEPT, cheap.shape[-1])).indices
@@ -76,6 +85,16 @@ def posterior(measured: StationMeasurements, domain: Domain, law: Law) -> Poster
     mean = (share[..., None] * fine).sum(1)
     off = fine - mean[:, None]
     return Posterior(mean, (share[..., None] * off).mT @ off)
+
+
+def check_cells(domain: Domain, range_std: Tensor) -> None:
+    """Raise ConfigError where ranges are so sharp that cells are too coarse for the posterior mean to be the limit."""
+    edge, least = float(domain.cell.max()), float(range_std.min())
+    if not edge <= COARSEST * least * (1.0 + torch.finfo(domain.cell.dtype).eps):
+        raise ConfigError(
+            f"the cells of the domain must be at most {COARSEST:g} least deviations of a range "
+            f"({COARSEST * least:.4g} m) for the method bayes, got {edge:.4g} m: lower spacing_m"
+        )
 
 
 def _log_posterior(points: Tensor, measured: StationMeasurements, law: Law, range_law: RangeLaw) -> Tensor:

@@ -169,7 +169,9 @@ def _model_step(weight: Tensor, moments: PoolMoments, exists: Tensor) -> tuple[T
     """
     scale = moments.hessian.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
     spread = (moments.gradient - moments.gradient.amin(-1, keepdim=True)).amax(-1, keepdim=True)
-    scale = (scale + spread).clamp_min(torch.finfo(scale.dtype).tiny)
+    # members that are flat on the domain leave a Hessian of rounding errors alone, of either sign
+    least = torch.finfo(scale.dtype).eps * moments.gradient.square().amax(-1, keepdim=True)
+    scale = (scale + spread).maximum(least).clamp_min(torch.finfo(scale.dtype).tiny)
     gradient, hessian = moments.gradient / scale, moments.hessian / scale[..., None]
     # rounding of H, the difference of two larger matrices, and of its factors must not make it indefinite
     rounding = torch.finfo(scale.dtype).eps * (1.0 + moments.gradient.square().amax(-1, keepdim=True) / scale)

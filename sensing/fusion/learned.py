@@ -21,7 +21,7 @@ from sensing.fusion.domain import Domain
 from sensing.fusion.measurements import StationMeasurements
 from sensing.fusion.modes import OPEN, judged
 from sensing.fusion.network import MemberNetwork, bounded_factor
-from sensing.fusion.solve import DAMPING, Solution, normal_equations, pose, solve_position, solve_small
+from sensing.fusion.solve import Solution, normal_equations, pose, ridge, solve_position, solve_small
 from sensing.fusion.start import start_position
 
 FAINT = 100.0
@@ -130,9 +130,7 @@ class LearnedFusion(nn.Module):
         excess = measured.range_m - bias - normal.distance
         own = strength[..., None, None] * along[..., :, None] * along[..., None, :]
         total = normal.information
-        scale = total.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        ridge = DAMPING * scale * torch.eye(len(unknown), dtype=total.dtype)
-        cavity = total[..., None, :, :] - own + ridge[..., None, :, :]
+        cavity = total[..., None, :, :] - own + ridge(total)[..., None, :, :]
         pull = normal.vector[..., None, :] - (strength * excess)[..., None] * along
         solved = solve_small(cavity, torch.stack([pull, along], -1))
         step, reach = solved.unbind(-1)

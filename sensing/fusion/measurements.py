@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from sensing.checks import check_finite, check_real, check_shape
-from sensing.errors import ConfigError, DomainError
+from sensing.errors import ConfigError, DomainError, ShapeError
 
 MODALITIES = ("toa", "aoa", "hybrid")
+
+LARGEST, SHARPEST = 1e9, 1e-12
+"""Of positions, ranges and finite deviations; of deviations. Beyond them squares overflow or vanish."""
 
 
 class StationMeasurements(NamedTuple):
@@ -68,6 +71,8 @@ class StationMeasurements(NamedTuple):
                 without any measurement.
         """
         stations = check_shape("range_m", self.range_m, "* bs")["bs"]
+        if not self.range_m.numel():
+            raise ShapeError(f"range_m must hold a drop and a station at least, got {list(self.range_m.shape)}")
         check_shape("bs_position", self.bs_position, "* bs xyz", bs=stations, xyz=3)
         for name, field in zip(self._fields, self, strict=True):
             check_real(name, field)
@@ -75,8 +80,14 @@ class StationMeasurements(NamedTuple):
                 check_shape(name, field, "* bs", bs=stations)
                 if not bool((field > 0).all()):
                     raise DomainError(f"{name} must be positive (inf: not measured), got {float(field.min()):g}")
+                odd = field[torch.isfinite(field) & ((field < SHARPEST) | (field > LARGEST))]
+                if len(odd):
+                    limits = f"from {SHARPEST:g} to {LARGEST:g} (inf: not measured)"
+                    raise DomainError(f"{name} must be {limits}, got {float(odd[0]):g}")
             else:
                 check_finite(name, field)
+                if name in ("bs_position", "range_m") and bool((field.abs() > LARGEST).any()):
+                    raise DomainError(f"{name} must be within +-{LARGEST:g} m, got {float(field.abs().max()):g}")
                 check_shape(name, field, "* bs xyz" if name == "bs_position" else "* bs", bs=stations)
         for name, largest in (("azimuth", 2 * torch.pi), ("elevation", torch.pi / 2)):
             worst = float(getattr(self, name).abs().max())

@@ -14,7 +14,7 @@ from torch import Tensor
 from sensing.fusion.domain import Domain, Lattice
 from sensing.fusion.likelihoods import log_likelihood
 from sensing.fusion.measurements import StationMeasurements
-from sensing.fusion.solve import DAMPING, normal_equations, pose, solve_position, solve_small
+from sensing.fusion.solve import normal_equations, pose, ridge, solve_position, solve_small
 from sensing.fusion.start import INDISTINCT, station_plane
 
 OPEN = 1e-9
@@ -46,6 +46,7 @@ class FusionFlag(IntFlag):
     LONE_MEMBER = 8  # one member has all the weight
     OUTSIDE = 16  # the most likely position lay outside the domain: this is the best one inside
     NOT_CONVERGED = 32  # steps of position or weights did not settle
+    ONE_STATION = 64  # nothing checks the only station that measured anything
 
 
 class Mode(NamedTuple):
@@ -143,6 +144,7 @@ def judged(
         FusionFlag.LONE_MEMBER: share.amax(-1) >= LONE * share.sum(-1),
         FusionFlag.OUTSIDE: mode.outside,
         FusionFlag.NOT_CONVERGED: ~mode.settled & ~mode.outside,
+        FusionFlag.ONE_STATION: (flat.precision > 0).any(-2).sum(-1) == 1,
     }
     flags = sum((flag * doubt.long() for flag, doubt in doubts.items()), torch.zeros_like(freedom))
     size = mode.information.shape[-2:]
@@ -193,9 +195,8 @@ def _mode(position: Tensor, pool: Pool) -> Mode:
     """Pool at a position."""
     normal = normal_equations(position, pose(pool.measured, pool.weight, pool.bias_m, pool.domain.unknown))
     information, vector = normal.information, normal.vector
-    trace = information.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    ridge = DAMPING * trace * torch.eye(vector.shape[-1], dtype=vector.dtype)
-    left = (vector * solve_small(information.detach() + ridge, vector.detach()[..., None])[..., 0]).sum(-1)
+    damped = information.detach() + ridge(information.detach())
+    left = (vector * solve_small(damped, vector.detach()[..., None])[..., 0]).sum(-1)
     return Mode(position, normal.cost, information, ~pool.lattice.contains(position.detach()), left < UNSETTLED)
 
 

@@ -94,6 +94,17 @@ def normal_equations(position: Tensor, problem: Problem) -> Normal:
     return Normal(information, vector, cost, distance, unit)
 
 
+def ridge(information: Tensor) -> Tensor:
+    """What a step adds to the information, [* n n].
+
+    Where there is no information at all, as in x and y below a lone range's station, the gradient is zero too, and any
+    ridge makes the step zero.
+    """
+    trace = information.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    size = information.shape[-1]
+    return torch.where(trace > 0, DAMPING * trace, 1.0) * torch.eye(size, dtype=information.dtype)
+
+
 def solve_small(matrix: Tensor, right: Tensor) -> Tensor:
     """Solution [* n k] of positive definite systems [* n n]; two unknowns in closed form, which is much faster."""
     if matrix.shape[-1] != 2:
@@ -134,9 +145,7 @@ def solve_position(
     for _ in range(steps):
         normal = normal_equations(position, problem)
         information = normal.information
-        trace = information.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        ridge = DAMPING * trace * torch.eye(len(unknown), dtype=information.dtype)
-        step = solve_small(information + ridge, normal.vector[..., None])[..., 0]
+        step = solve_small(information + ridge(information), normal.vector[..., None])[..., 0]
         longest = normal.distance.amin(-1, keepdim=True)
         length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
         step = step * torch.clamp(longest / torch.where(length > 0, length, 1.0), max=1.0)

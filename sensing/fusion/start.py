@@ -145,4 +145,5 @@ def _best(place: Tensor, usable: Tensor, measured: StationMeasurements, used: Te
     away = torch.linalg.vector_norm(place - centre, dim=-1)
     order = cost + INDISTINCT * away / away.amax(-1, keepdim=True).clamp_min(torch.finfo(away.dtype).tiny)
     best = order.argmin(-1)[..., None, None].expand(*order.shape[:-1], 1, 3)
-    return place.gather(-2, best)[..., 0, :]
+    found = place.gather(-2, best)[..., 0, :]
+    return torch.where(usable.any(-1)[..., None], found, centre)  # stations all at one place: no crossing
