@@ -105,7 +105,7 @@ def test_samples_write_their_files(tmp_path):
         ("task.stations=[[]]", r"stations must be sets"),
         ("task.stations=[[0,0]]", r"stations must be sets"),
         ("task.stations=[[0.0,1]]", r"stations must be sets"),
-        ("drops.range_std_m=1.4", r"at most 4 least deviations of a range \(5.6 m\) for the method bayes, got 6 m"),
+        ("drops.range_std_m=0.7", r"at most 8 least deviations of a range \(5.6 m\) for the method bayes, got 5.9"),
         ("task.num_drops=0", r"num_drops must be a whole number >= 1, got 0"),
         ("task.num_samples=0", r"number of samples must be at least 1, got 0"),
         ("task.proposal=best", r"proposal must be one of"),

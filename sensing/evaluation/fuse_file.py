@@ -176,7 +176,7 @@ def _fused(drop: StationDrop, options: _Options) -> dict[str, DropResult]:
     fused = fuse(list(pooled), measured, options.pooling, generator)
     results = {name: _result(name, each, measured, domain.unknown) for name, each in fused.items()}
     if "bayes" in options.methods:  # a mean lies between two modes: say that there are two
-        shared = ("mirror", "open", "one_station")
+        shared: tuple[str, ...] = ("mirror", "open", "one_station")
         if options.bias == "none":  # the law that equal weights believe in: what they contradict, it contradicts
             shared = ("mirror", "open", "contradictory", "outside", "one_station")
         words = tuple(word for word in shared if word in results["equal"].flags)

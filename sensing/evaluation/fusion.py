@@ -89,7 +89,7 @@ def fusion(
     cases = _cases(modalities, stations, len(sampler.bs_position))
     check_counts(num_drops=num_drops, tuning_drops=tuning_drops, batch_size=batch_size)
     if "bayes" in methods and set(modalities) != {"aoa"}:
-        check_cells(sampler.domain, torch.from_numpy(sampler.range_std))
+        check_cells(sampler.domain, float(sampler.range_std.min()))
     networks = load_networks(build, methods, checkpoints or {})
     pooling = Pooling(sampler.domain, num_samples, proposal, refine, networks=networks)
     drops, tuning = sampler.sample(seed, "test", range(num_drops)), sampler.sample(seed, "val", range(tuning_drops))

@@ -25,7 +25,7 @@ KEPT, REFINED, SPLIT = 3000, 300, 4
 """Cells that are evaluated exactly, cells that are split, and into how many along each unknown coordinate."""
 
 
-COARSEST = 4.0
+COARSEST = 8.0
 """Edge of a cell in least deviations of a range above which the posterior falls between the cells."""
 
 
@@ -87,9 +87,9 @@ def posterior(measured: StationMeasurements, domain: Domain, law: Law) -> Poster
     return Posterior(mean, (share[..., None] * off).mT @ off)
 
 
-def check_cells(domain: Domain, range_std: Tensor) -> None:
-    """Raise ConfigError where ranges are so sharp that cells are too coarse for the posterior mean to be the limit."""
-    edge, least = float(domain.cell.max()), float(range_std.min())
+def check_cells(domain: Domain, least: float) -> None:
+    """Raise ConfigError where ranges of the least deviation [m] are too sharp for the posterior on these cells."""
+    edge = float(domain.cell.max())
     if not edge <= COARSEST * least * (1.0 + torch.finfo(domain.cell.dtype).eps):
         raise ConfigError(
             f"the cells of the domain must be at most {COARSEST:g} least deviations of a range "
