@@ -156,3 +156,27 @@ class FusionLoss:
             term = (1.0 + squared).pow(0.5 * self.power) - 1.0 + self.calibration * surprise
             total = total + (1.0 if number == len(positions) - 1 else self.early) * term
         return total
+
+
+class GenieRatioLoss:
+    """Error of sparse gains over that of the genie, `sum_t w_t (nmse_t / floor)^(q / 2)`.
+
+    Args:
+        power: q; 2 is the mean error, less counts far outliers less.
+        early: weight of each layer but the last.
+    """
+
+    def __init__(self, power: float = 1.0, early: float = 0.02) -> None:
+        if not power > 0 or not early >= 0:
+            raise ConfigError(f"loss needs power > 0 and early >= 0, got {power}, {early}")
+        self.power, self.early = power, early
+
+    def __call__(self, nmse: Sequence[Tensor], floor: Tensor) -> Tensor:
+        """Loss of each problem, [*].
+
+        Args:
+            nmse: of each layer, [*], in linear scale.
+            floor: [*] of the genie.
+        """
+        terms = [(each / floor).pow(0.5 * self.power) for each in nmse]
+        return terms[-1] + self.early * torch.stack(terms[:-1]).sum(0) if len(terms) > 1 else terms[-1]

@@ -9,7 +9,11 @@ from sensing import options
 from sensing.errors import ConfigError
 from sensing.pretrained import SUFFIX
 
-FUSION = "sensing.fusion.learned.LearnedFusion"
+BELONGS = {
+    "sensing.learning.FusionLearner": ("sensing.fusion.learned.LearnedFusion", "fusion", "drops"),
+    "sensing.learning.DenseLearner": ("sensing.inference.dense_turbo.DenseTurbo", "dense", "dictionary"),
+}
+"""Learners of other things than scenes: their estimator, and the groups' options that go with it."""
 NOISE = ["known", "estimated"]
 SCENE_MEASURES = ["loss", "error_over_peb_rms", "error_over_peb_median", "error_m_rms", "nmse_db"]
 MEASURES = {
@@ -17,6 +21,7 @@ MEASURES = {
     "sensing.learning.CalibrationLearner": SCENE_MEASURES,
     "sensing.learning.FileLearner": ["loss", "held_out_over_noise_db", "error_m_rms", "error_m_median"],
     "sensing.learning.FusionLearner": ["loss", "error_m_rms", "error_m_50", "error_m_80", "error_m_90"],
+    "sensing.learning.DenseLearner": ["loss", "above_genie_db", "mean_above_genie_db"],
 }
 """What each learner logs and a sweep may minimise."""
 
@@ -69,8 +74,8 @@ def check_training(config: options.Config) -> None:
         _check_file_training(config)
     elif learner != "sensing.learning.FusionLearner":
         _check_scene_training(config)
-    elif (got := options.lookup(config, "estimator._target_")) != FUSION or "sampler" not in config["data"]:
-        raise ConfigError(f"estimator and data must be fusion and drops (experiment=fusion_train), got {got}")
+    else:
+        _check_belongs(config, *BELONGS[learner])
     options.integer(config, "trainer.max_epochs", low=-1)
     options.integer(config, "data.batch_size", low=1)
     if learner != "sensing.learning.CalibrationLearner":
@@ -101,6 +106,14 @@ def _check_learnable(config: options.Config) -> None:
     if not learnable or options.lookup(config, "estimator.name") == "classical":
         got = options.lookup(config, "estimator.name") or options.lookup(config, "estimator._target_")
         raise ConfigError(f"estimator must have something to learn (say estimator=unfolded), got {got}, which has not")
+
+
+def _check_belongs(config: options.Config, target: str, estimator: str, data: str) -> None:
+    got = options.lookup(config, "estimator._target_")
+    if got != target or "sampler" not in config["data"] or config.get(data) is None:
+        raise ConfigError(
+            f"estimator and data must be {estimator} and {data} (experiment={estimator}_train), got {got}"
+        )
 
 
 def _check_folder(config: options.Config) -> None:

@@ -20,15 +20,18 @@ from sensing.cli import conf_dir
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.localization import CoarseLocalizer
 from sensing.coarse.paper import PaperLocalizer
+from sensing.data.dictionary import DictionaryDataModule
 from sensing.data.drops import DropDataModule
 from sensing.data.scenes import SceneDataModule
 from sensing.errors import ConfigError, DomainError, SensingError
 from sensing.fusion.learned import LearnedFusion
 from sensing.fusion.weights import FusionWeights
+from sensing.inference.dense_turbo import DenseTurbo
 from sensing.inference.iteration import Iteration
 from sensing.inference.unrolled import Unrolled
-from sensing.losses import BoundNormalisedLoss, FusionLoss
+from sensing.losses import BoundNormalisedLoss, FusionLoss, GenieRatioLoss
 from sensing.simulation import Impairments
+from sensing.simulation.dictionary import DictionarySampler
 from sensing.simulation.drops import DropSampler
 
 CONF = Path(conf_dir())
@@ -118,7 +121,7 @@ def test_every_scene_simulates_with_every_array(scene, array):
     assert torch.isfinite(torch.view_as_real(y)).all()
 
 
-@pytest.mark.parametrize("name", [name for name in options_of("estimator") if name != "fusion"])  # fuses drops
+@pytest.mark.parametrize("name", [name for name in options_of("estimator") if name not in ("fusion", "dense")])
 def test_every_estimator_builds(name):
     config = composed("evaluate", f"estimators=[{name}]")
     (estimator,) = runs.build_estimators(config).values()
@@ -136,6 +139,7 @@ def test_yaml_and_python_have_the_same_defaults():
     train, evaluate = (OmegaConf.to_container(composed(command), resolve=True) for command in COMMANDS)
     unrolled = {name: value for name, value in defaults(Unrolled).items() if name != "dtype"} | defaults(Iteration)
     fused = OmegaConf.to_container(composed("train", "experiment=fusion_train"), resolve=True)
+    dense = OmegaConf.to_container(composed("train", "experiment=dense_train"), resolve=True)
     law = {"bs_position", "domain", "bias", "bias_scale_m"}
     classical = evaluate["available"]["classical"]
     for node, wanted in (
@@ -150,6 +154,21 @@ def test_yaml_and_python_have_the_same_defaults():
         (train["fusion"]["weights"], defaults(FusionWeights)),
         (fused["estimator"], defaults(LearnedFusion)),
         (fused["loss"], defaults(FusionLoss)),
+        (dense["estimator"], defaults(DenseTurbo)),
+        (dense["loss"], defaults(GenieRatioLoss)),
+        (
+            {name: value for name, value in dense["data"].items() if name != "sampler"},
+            defaults(DictionaryDataModule) | {"snr_db": [-5, 30]},
+        ),
+        (
+            {name: value for name, value in dense["dictionary"].items() if name != "deployment"},
+            {
+                name: [list(each) if isinstance(each, tuple) else each for each in value]
+                if isinstance(value, tuple)
+                else value
+                for name, value in defaults(DictionarySampler).items()
+            },
+        ),
         (
             {name: value for name, value in fused["data"].items() if name != "sampler"},
             defaults(DropDataModule) | {"modalities": ["hybrid", "toa", "hybrid", "aoa"], "stations": []},
@@ -190,6 +209,18 @@ def test_fusion_trains_on_drops_alone():
         (["experiment=fusion_train", "learner=sensing.learning.Learner"], "estimator must have something to learn"),
         (["experiment=fusion_train", "objective=val/nmse_db"], "objective must be one of"),
         (["learner=torch.nn.Linear"], "learner must be one of"),
+    ):
+        with pytest.raises(ConfigError, match=wanted):
+            check(runs.plain(composed("train", *overrides)))
+
+
+def test_dense_trains_on_dictionaries_alone():
+    check = preflight.check_training
+    check(runs.plain(composed("train", "experiment=dense_train", "objective=val/above_genie_db")))
+    for overrides, wanted in (
+        (["learner=sensing.learning.DenseLearner"], "estimator and data must be dense and dictionary"),
+        (["experiment=dense_train", "dictionary=null"], "estimator and data must be dense and dictionary"),
+        (["experiment=dense_train", "estimator=fusion"], "estimator and data must be dense and dictionary"),
     ):
         with pytest.raises(ConfigError, match=wanted):
             check(runs.plain(composed("train", *overrides)))

@@ -13,6 +13,7 @@ from sensing import options, pretrained, runs
 from sensing.about import trained_elsewhere
 from sensing.cli import conf_dir
 from sensing.errors import CheckpointError, ConfigError
+from sensing import learning
 from sensing.learning import FusionLearner, Learner
 from sensing.pretrained import FOLDER, checkpoint_path, shipped
 from sensing.pretrained.files import read_weights
@@ -142,7 +143,7 @@ def test_export_needs_its_suffix(tmp_path):
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_weights_say_what_made_them(name):
     weights = read_weights(FOLDER / f"{name}.safetensors")
-    kind = {"FusionLearner": FusionLearner, "Learner": Learner}[weights.learner]
+    kind = getattr(learning, weights.learner)
     assert kind.load(name) is not None
     assert weights.about["command"].startswith("python train.py")
     assert weights.about["seed"] == weights.about["config"]["seed"]

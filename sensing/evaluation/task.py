@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from sensing.bounds.radar import BoundModel
 from sensing.estimator import LocationEstimator
 from sensing.fusion.learned import LearnedFusion
+from sensing.inference.dense_turbo import DenseTurbo
 from sensing.inference.unrolled import Unrolled
 from sensing.simulation import Simulator
 
@@ -44,6 +45,9 @@ class Build(Protocol):
 
     def classical(self) -> LocationEstimator:
         """The configured classical estimator."""
+
+    def dense(self, checkpoint: str) -> tuple[DenseTurbo, int]:
+        """The turbo estimator of a dense dictionary, and the number of training problems behind it."""
 
     def network(self) -> BoundModel:
         """Bound of `network`."""

@@ -37,7 +37,9 @@ class SparseBayes(NamedTuple):
     iterations: Tensor  # [*] int64
 
 
-class _Posterior(NamedTuple):
+class Posterior(NamedTuple):
+    """What an update of the variances needs."""
+
     mean: Tensor  # [* bs col]
     determined: Tensor  # [* bs col]
     log_evidence: Tensor  # [*]
@@ -116,7 +118,7 @@ def sparse_bayes(
             break
         last, count = posterior.log_evidence, count + (~done).to(count.dtype)
         ceiling = gram.diagonal(dim1=-2, dim2=-1).real / noise_var[..., None]
-        new = _updated(variance, posterior, ceiling, update, shared, sparsity)
+        new = updated(variance, posterior, ceiling, update, shared, sparsity)
         alive = new * ceiling >= prune
         new = new * (alive.any(-2, keepdim=True) if shared else alive)
         variance = torch.where(done[..., None, None], variance, new)
@@ -140,7 +142,7 @@ def sparse_bayes(
 
 def _posterior(
     gram: Tensor, matched: Tensor, energy: Tensor, noise_var: Tensor, variance: Tensor, entries: int
-) -> _Posterior:
+) -> Posterior:
     """With `B = I + V^1/2 G V^1/2 / s2`: `Sigma = V^1/2 B^-1 V^1/2`, `w = 1 - diag B^-1`; B is never singular."""
     deviation = variance.sqrt()
     weight = deviation[..., :, None] * deviation[..., None, :] / noise_var[..., None, None]
@@ -152,11 +154,11 @@ def _posterior(
     fit = white.abs().square().sum(-1) - 2.0 * chol.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
     evidence = fit - energy / noise_var - entries * noise_var.log()
     determined = (1.0 - inverse.abs().square().sum(-2)).clamp(0.0, 1.0)
-    return _Posterior(mean, determined, evidence.sum(-1))
+    return Posterior(mean, determined, evidence.sum(-1))
 
 
-def _updated(
-    variance: Tensor, posterior: _Posterior, ceiling: Tensor, update: str, shared: bool, sparsity: float
+def updated(
+    variance: Tensor, posterior: Posterior, ceiling: Tensor, update: str, shared: bool, sparsity: float
 ) -> Tensor:
     """New prior variances [* bs col]; pruned columns stay at zero. `ceiling` is |phi|^2 / s2, [* bs col]."""
 
@@ -186,7 +188,7 @@ def _learned_noise(
     matched: Tensor,
     energy: Tensor,
     noise_var: Tensor,
-    posterior: _Posterior,
+    posterior: Posterior,
     entries: int,
     update: str,
 ) -> Tensor:

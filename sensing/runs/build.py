@@ -14,6 +14,7 @@ from sensing.estimator import LocationEstimator
 from sensing.evaluation.runner import front_end
 from sensing.evaluation.task import Trained
 from sensing.fusion.learned import LearnedFusion
+from sensing.inference.dense_turbo import DenseTurbo
 from sensing.preflight import check_scene
 from sensing.runs.nodes import make, plain
 from sensing.simulation import Simulator
@@ -158,6 +159,12 @@ class Builder:
         """The configured classical estimator."""
         estimator: LocationEstimator = make(self.config.available.classical, "available.classical")
         return estimator
+
+    def dense(self, checkpoint: str) -> tuple[DenseTurbo, int]:
+        """The turbo estimator of a dense dictionary, and the number of training problems behind it."""
+        from sensing.learning.dense import DenseLearner, training_samples  # pulls lightning, which takes seconds
+
+        return DenseLearner.load(checkpoint).turbo, training_samples(checkpoint)
 
     def network(self) -> Any:
         """Bound of `network`, a `sensing.bounds.radar.BoundModel`."""

@@ -32,6 +32,10 @@ def evaluate_command(checkpoint: str, config: DictConfig) -> str:
         other = {"even": ["data.half=odd"], "odd": ["data.half=even"]}.get(data.half, [])
         chosen = ["data=file", f"data.path={data.path}", *other, "estimators=[classical,unfolded]"]
         return shlex.join([*_program("evaluate"), *chosen, f"checkpoint={shown}"])
+    if config.get("dictionary") is not None:
+        return shlex.join(
+            [*_program("evaluate"), "experiment=dense_dictionary", f"task.checkpoints.unfolded_10={shown}"]
+        )
     arguments = []
     if HydraConfig.initialized():
         choices, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task

@@ -45,7 +45,7 @@ def train(config: DictConfig) -> float:
     lightning.seed_everything(settings["seed"], workers=True, verbose=False)
     scenes = {"simulator": build_simulator(config)} if "simulator" in config.data else {}
     data = make(config.data, "data", **scenes)
-    law = SCENE_KEYS if scenes else {"drops"} & set(settings)
+    law = SCENE_KEYS if scenes else {"drops", "dictionary"} & set(settings)
     trained_on = {key: settings[key] for key in (*law, "data", "seed")}
     if settings["init_from"] is not None:
         trained_on["init_from"] = Path(settings["init_from"]).name
