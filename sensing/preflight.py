@@ -72,10 +72,10 @@ def check_training(config: options.Config) -> None:
     options.choice(config, "objective", [f"val/{name}" for name in MEASURES[learner]])
     if learner == "sensing.learning.FileLearner":
         _check_file_training(config)
-    elif learner != "sensing.learning.FusionLearner":
-        _check_scene_training(config)
-    else:
+    elif learner in BELONGS:
         _check_belongs(config, *BELONGS[learner])
+    else:
+        _check_scene_training(config)
     options.integer(config, "trainer.max_epochs", low=-1)
     options.integer(config, "data.batch_size", low=1)
     if learner != "sensing.learning.CalibrationLearner":
