@@ -219,7 +219,7 @@ def test_dense_trains_on_dictionaries_alone():
     check(runs.plain(composed("train", "experiment=dense_train", "objective=val/above_genie_db")))
     for overrides, wanted in (
         (["learner=sensing.learning.DenseLearner"], "estimator and data must be dense and dictionary"),
-        (["experiment=dense_train", "dictionary=null"], "estimator and data must be dense and dictionary"),
+        (["experiment=dense_train", "data=training"], "estimator and data must be dense and dictionary"),
         (["experiment=dense_train", "estimator=fusion"], "estimator and data must be dense and dictionary"),
     ):
         with pytest.raises(ConfigError, match=wanted):
