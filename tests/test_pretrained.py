@@ -9,11 +9,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 
-from sensing import options, pretrained, runs
+from sensing import learning, options, pretrained, runs
 from sensing.about import trained_elsewhere
 from sensing.cli import conf_dir
 from sensing.errors import CheckpointError, ConfigError
-from sensing import learning
 from sensing.learning import FusionLearner, Learner
 from sensing.pretrained import FOLDER, checkpoint_path, shipped
 from sensing.pretrained.files import read_weights
