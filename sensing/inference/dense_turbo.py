@@ -164,6 +164,7 @@ class DenseTurbo(nn.Module):
         before = log_odds = torch.zeros_like(prior)
         history: list[Tensor] = []
         for number, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
             noise, power, shift, damping = layer.scheduled(log_snr)
             variance = noise_var * self.noise_scale * noise.exp()
             if number == self.wide:
