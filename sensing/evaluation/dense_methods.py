@@ -71,7 +71,7 @@ def classical(depth: int, active: int) -> dict[str, Method]:
         f"em_sbl_{depth}": Method({f"update={u} sparsity={s}": bayes(u, s) for u, s in updates}),
         f"oamp_{depth}": Method({f"damping={d}": scalar(d) for d in (0.1, 0.15, 0.2, 0.3, 0.5, 1.0)}),
         f"turbo_{depth}": Method(
-            {f"damping={d} noise_scale={n}": vector(d, n) for d in (0.2, 0.3, 0.4, 0.55, 0.7) for n in (0.7, 1.0)}
+            {f"damping={d} noise_scale={n}": vector(d, n) for d in (0.2, 0.3, 0.4, 0.55, 0.7) for n in (0.5, 0.7, 1.0)}
         ),
     }
 
