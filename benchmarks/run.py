@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.frame import Timing, measure
 
-ROWS = ("music", "channel", "lmmse", "omp", "gospa", "bound", "fusion", "detection", "pipeline", "coverage")
+ROWS = ("music", "channel", "lmmse", "omp", "gospa", "bound", "fusion", "detection", "pipeline", "coverage", "memory")
 COLUMNS = ("row", "what", "size", "ours", "peer", "peer's time", "ratio (10-90 %)", "target", "error", "note")
 
 

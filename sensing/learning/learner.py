@@ -39,7 +39,7 @@ class Learner(TrainedModule):
         self.estimator: LocationEstimator = build_estimator(**arguments(estimator))
         self.loss = BoundNormalisedLoss(**arguments(loss))
         self.scenes_seen: Tensor
-        self.register_buffer("scenes_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("scenes_seen", torch.zeros((), dtype=torch.float64))
 
     def run(self, task: Task, history: bool = False) -> tuple[Refined, Geometry]:
         """Refine a batch from its start, or from the front end's where it has none; returns that start too."""
