@@ -12,6 +12,7 @@ from sensing.evaluation.fusion import Case, FusionErrors, pool_generator
 from sensing.evaluation.fusion_output import draw
 from sensing.fusion.domain import box, hexagon
 from sensing.fusion.methods import METHODS, Pooling, check_methods, fuse
+from sensing.fusion.modes import FusionFlag
 from sensing.simulation.drops import DropSampler
 from tests.test_coverage import composed
 
@@ -37,6 +38,8 @@ def test_fusion_writes_its_files(tmp_path, capsys):
         assert float(row["error_m"]) == pytest.approx(np.quantile(errors, float(row["quantile"])), rel=1e-5)
     assert saved["hybrid_3_optimal_weight"].sum(-1) == pytest.approx(np.ones(12))
     assert (saved["toa_3_optimal_weight"][:, 3:] == 0).all()
+    assert saved["hybrid_3_equal_flags"].shape == (12,)
+    assert (saved["toa_2_best_station_flags"] & FusionFlag.LONE_MEMBER > 0).all()
     with (tmp_path / "results.csv").open() as file:
         full = list(csv.DictReader(file))
     assert all(float(row["low_m"]) <= float(row["error_m"]) <= float(row["high_m"]) for row in full)

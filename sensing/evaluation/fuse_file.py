@@ -240,6 +240,7 @@ def _errors(
             case,
             {name: np.array([result[name].error_m for result in groups[case]]) for name in results[0]},
             {},
+            {},
             range_factor,
         )
         for case in sorted(groups, key=lambda case: (-len(groups[case]), case))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from sensing.evaluation.task import Build
 from sensing.fusion.bayes import Law, check_cells
 from sensing.fusion.learned import LearnedFusion
 from sensing.fusion.measurements import MODALITIES, StationMeasurements
-from sensing.fusion.methods import LEARNED, Pooling, check_methods, fuse, solve
+from sensing.fusion.methods import LEARNED, Fused, Pooling, check_methods, fuse, solve
 from sensing.fusion.rules import equal_weights, fixed_range_weight
 from sensing.simulation.drops import Drops, DropSampler
 
@@ -37,6 +37,7 @@ class FusionErrors(NamedTuple):
     case: Case
     error_m: dict[str, NDArray[np.float64]]  # method to [drop]
     weight: dict[str, NDArray[np.float64]]  # method to [drop member], where it has weights
+    flags: dict[str, NDArray[np.int64]]  # method to [drop] bits of `FusionFlag`, of pools
     range_factor: float  # chosen on validation drops
 
 
@@ -118,12 +119,8 @@ def fusion(
                 name: torch.cat([(fused[name].position - true).norm(dim=-1) for true, fused in parts]).numpy()
                 for name in methods
             }
-            weight = {
-                name: torch.cat([_weight(fused[name].weight) for _, fused in parts]).numpy()
-                for name in methods
-                if parts[0][1][name].weight is not None
-            }
-            found.append(FusionErrors(case, error, weight, factor))
+            weight, flags = (_gathered([fused for _, fused in parts], field) for field in ("weight", "flags"))
+            found.append(FusionErrors(case, error, weight, flags, factor))
     write_fusion(found, Path(folder), settings, command, notes)
     return found
 
@@ -217,6 +214,7 @@ def _take(drops: Drops, index: slice) -> Drops:
     return Drops(drops.position[index], measured, *(field[index] for field in drops[2:]))
 
 
-def _weight(weight: Tensor | None) -> Tensor:
-    assert weight is not None
-    return weight
+def _gathered(parts: Sequence[Mapping[str, Fused]], field: str) -> dict[str, NDArray[Any]]:
+    """A field of all drops by method, where the method has it."""
+    found = {name: [getattr(part[name], field) for part in parts] for name in parts[0]}
+    return {name: torch.cat(each).numpy() for name, each in found.items() if each[0] is not None}

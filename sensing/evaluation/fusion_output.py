@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -70,11 +70,12 @@ def write_errors(found: Sequence["FusionErrors"], folder: Path) -> tuple[list[li
     write_csv(folder / "fusion.csv", ("method", "modality", "num_stations", "quantile", "error_m", "num_drops"), short)
     full = [(*row[:4], *(text for value in row[4:] for text in _numbers(value))) for row in rows]
     write_csv(folder / "results.csv", HEADS, full)
-    arrays: dict[str, NDArray[np.float64]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for each in found:
         place = f"{each.case.modality}_{len(each.case.stations)}"
         arrays |= {f"{place}_{method}_error_m": values for method, values in each.error_m.items()}
         arrays |= {f"{place}_{method}_weight": values for method, values in each.weight.items()}
+        arrays |= {f"{place}_{method}_flags": values for method, values in each.flags.items()}
         arrays[f"{place}_range_factor"] = np.array(each.range_factor)
     write_npz(folder / "errors.npz", arrays)
     picture = folder / "figures" / "error_cdf.png"
@@ -145,7 +146,7 @@ def _print(found: Sequence["FusionErrors"]) -> None:
     Console().print(table)
 
 
-def write_npz(path: Path, arrays: Mapping[str, NDArray[np.float64]]) -> None:
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays at once."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
