@@ -241,6 +241,15 @@ def test_rules():
         fixed_range_weight(measured, 0.0)
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_best_station_of_ranges_alone_is_the_sharpest_in_any_order(order):
+    task = drops(range_std_m=[2.0, 0.5, 1.0])
+    measured = task.measured.only("toa").stations(list(order))
+    weight = best_station(measured, task.position, [0, 1])
+    assert (weight.argmax(-1) == order.index(1)).all()
+    assert (weight.amax(-1) == 1.0).all()
+
+
 def test_covariance_intersection_against_scipy():
     measured, position = drops(1).measured, torch.tensor([[8.0, -5.0, 1.5]], dtype=DOUBLE)
     got = covariance_intersection(measured, position, [0, 1], steps=4000)[0].numpy()

@@ -106,6 +106,7 @@ def test_samples_write_their_files(tmp_path):
         ("task.modalities=[tdoa]", r"modalities must be out of .*got \['tdoa'\]"),
         ("task.stations=[[0,3]]", r"stations must be sets out of stations 0 to 2"),
         ("task.stations=[[]]", r"stations must be sets"),
+        ("task.stations=[[0],[1]]", r"sets of different sizes"),
         ("task.stations=[[0,0]]", r"stations must be sets"),
         ("task.stations=[[0.0,1]]", r"stations must be sets"),
         ("drops.range_std_m=0.7", r"at most 8 least deviations of a range \(5.6 m\) for the method bayes, got 5.9"),

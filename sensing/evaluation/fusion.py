@@ -199,6 +199,8 @@ def _cases(modalities: Sequence[str], stations: Sequence[Sequence[int]], count: 
     sets = [tuple(each) for each in stations]
     if not sets or len(set(sets)) < len(sets) or not all(_is_set(s, count) for s in sets):
         raise ConfigError(f"stations must be sets out of stations 0 to {count - 1}, got {[list(s) for s in sets]}")
+    if len({len(each) for each in sets}) != len(sets):  # tables and arrays name a set by its size
+        raise ConfigError(f"stations must be sets of different sizes, got {[list(s) for s in sets]}")
     return [Case(modality, each) for each in sets for modality in modalities]
 
 

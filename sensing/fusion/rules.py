@@ -70,12 +70,18 @@ def covariance_intersection(
 
 
 def best_station(measured: StationMeasurements, position: Tensor, unknown: list[int]) -> Tensor:
-    """All weight on the members of the station that alone has the least trace of the position's covariance."""
+    """All weight on the members of the station that alone has the least trace of the position's covariance.
+
+    Where no station alone determines the position (ranges alone), the one with the largest trace of the information.
+    """
     stations = measured.range_m.shape[-1]
     each = _informations(measured, position, unknown).unflatten(-3, (2, stations)).sum(-4)  # [* bs n n]
     value = torch.linalg.eigvalsh(each)
-    trace = torch.where(value > 0, 1.0 / torch.where(value > 0, value, 1.0), torch.inf).sum(-1)
-    chosen = torch.nn.functional.one_hot(trace.argmin(-1), stations).bool()
+    known = value > 1e3 * torch.finfo(value.dtype).eps * value.amax(-1, keepdim=True)  # the rest is rounding
+    trace = torch.where(known, 1.0 / torch.where(known, value, 1.0), torch.inf).sum(-1)
+    undetermined = torch.isinf(trace).all(-1, keepdim=True)
+    best = torch.where(undetermined, -value.sum(-1), trace).argmin(-1)
+    chosen = torch.nn.functional.one_hot(best, stations).bool()
     weight = (measured.members & torch.cat([chosen, chosen], -1)).double()
     return weight / weight.sum(-1, keepdim=True)
 
