@@ -10,7 +10,7 @@ from sensing.baselines import CloudGrid, GenieLmmse, GridOmp, GridSbl, RegionGri
 from sensing.baselines.location_grid import Candidates, grid_operator
 from sensing.coarse.detection import PathDetector
 from sensing.coarse.localization import CoarseLocalizer
-from sensing.containers import Example, Geometry, PathEstimates
+from sensing.containers import Example, Geometry, PathEstimates, map_tensors
 from sensing.errors import ConfigError, ShapeError
 from sensing.metrics import nmse_db
 from sensing.units import SPEED_OF_LIGHT
@@ -171,7 +171,7 @@ def test_returns_gains_that_make_the_channel_and_no_location_of_its_own(hall_har
     if estimator.name != "em_sbl":
         assert not found.gain[found.support == 0].any()
     alone = estimator(
-        type(example.observation)(*(field[2:3] for field in example.observation)),
+        map_tensors(example.observation, lambda field: field[2:3]),
         hall_hard.deployment,
         PathEstimates(*(field[2:3] for field in paths)),
     )
@@ -180,7 +180,7 @@ def test_returns_gains_that_make_the_channel_and_no_location_of_its_own(hall_har
 
 def test_omp_stops_where_it_is_told(hall_hard, detected):
     example, paths = detected
-    y, noise_var = example.observation
+    y, noise_var, _ = example.observation
 
     def run(**settings):
         found = GridOmp(**settings)(example.observation, hall_hard.deployment, paths)

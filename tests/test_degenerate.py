@@ -114,7 +114,8 @@ PLAN, SCENES = hall_scenes()
 @pytest.fixture(scope="module")
 def found():
     observations = [receive(PLAN, scene) for scene, _ in SCENES.values()]
-    return locate(PLAN, Observation(*(torch.cat(fields) for fields in zip(*observations, strict=True))))
+    y, noise_var = (torch.cat([getattr(each, name) for each in observations]) for name in ("y", "noise_var"))
+    return locate(PLAN, Observation(y, noise_var))
 
 
 @pytest.mark.parametrize("name", SCENES)
@@ -231,7 +232,7 @@ def test_a_scale_at_the_end_of_double_precision_is_refused(scale):
 
 
 def test_one_bad_scene_of_a_batch_is_named():
-    y, noise_var = map_tensors(receive(PLAN, SCENES["good"][0]), lambda field: torch.cat(3 * [field]))
+    y, noise_var, _ = map_tensors(receive(PLAN, SCENES["good"][0]), lambda field: torch.cat(3 * [field]))
     y[1, 2, 3, 4] = float("nan")
     with pytest.raises(
         DomainError, match=r"y must be finite, got 1 non-finite values, the first at index \[1, 2, 3, 4\]"

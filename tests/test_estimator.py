@@ -52,6 +52,9 @@ def test_untrained_unfolded_equals_classical_bit_for_bit(hall, example, paths, e
         other = unfolded(example.observation, hall.deployment, paths)
     with_gradient = unfolded(example.observation, hall.deployment, paths)
     for name, a, b, c in zip(Estimate._fields, estimate, other, with_gradient, strict=True):
+        if name == "fallback":  # no learned step, no fall-back
+            assert a is b is c is None
+            continue
         assert torch.equal(a, b), name
         assert torch.equal(a, c), name
 
@@ -60,7 +63,7 @@ def test_finds_paths_itself(hall, example, estimate):
     with torch.no_grad():
         own = build_estimator(unrolled={"num_iterations": DEPTH})(example.observation, hall.deployment)
     for a, b in zip(estimate, own, strict=True):
-        assert torch.equal(a, b)
+        assert (a is b is None) or torch.equal(a, b)
 
 
 def test_error_lies_within_the_covariance(hall, example, estimate):
@@ -146,7 +149,7 @@ def test_known_clocks_and_a_flat_prior(tiny, std):
 
 def test_bad_input_is_refused_before_any_work(tiny):
     estimator = LocationEstimator(NeverCalled())
-    y, noise_var = tiny.simulator.examples("test", range(2), snr_db=10.0).observation
+    y, noise_var, _ = tiny.simulator.examples("test", range(2), snr_db=10.0).observation
     broken = y.clone()
     broken[0, 0, 0, 0] = float("nan")
     cases = (

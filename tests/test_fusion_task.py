@@ -75,7 +75,7 @@ def test_the_seed_reaches_the_samples():
 
 
 def test_a_single_drop_shows_in_the_figure():
-    found = [FusionErrors(Case("toa", (0,)), {"equal": np.array([2.0])}, {}, 1.0)]
+    found = [FusionErrors(Case("toa", (0,)), {"equal": np.array([2.0])}, {}, {}, 1.0)]
     panel = draw(found).axes[0]
     assert panel.lines[0].get_xydata().tolist() == [[2.0, 0.0], [2.0, 1.0]]
     assert panel.get_xlim()[1] > 2.0

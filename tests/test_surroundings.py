@@ -46,7 +46,7 @@ def test_untrained_it_is_the_classical_estimator_bit_for_bit():
     base = LocationEstimator(unrolled=Unrolled(num_iterations=2))
     plain, neutral = base(observation, DEPLOYMENT), adapted(base, Surroundings(4))(observation, DEPLOYMENT)
     for name, a, b in zip(Estimate._fields, plain, neutral, strict=True):
-        assert torch.equal(a, b), name
+        assert (a is b is None) or torch.equal(a, b), name
 
 
 def test_whitener_makes_the_covariance_white():
