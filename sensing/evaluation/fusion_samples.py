@@ -10,22 +10,26 @@ from numpy.typing import NDArray
 from sensing.data.atomic import atomic_path
 from sensing.errors import ConfigError
 from sensing.evaluation.csv_file import write_csv
-from sensing.evaluation.fusion import Case, _take, check_counts, part, pool_generator
+from sensing.evaluation.fusion import Case, _take, check_counts, law_of, part, pool_generator
 from sensing.evaluation.fusion_output import QUANTILES, quantiles, write_npz
 from sensing.evaluation.page import write_page
 from sensing.evaluation.statistics import bootstrapped
 from sensing.evaluation.style import legend_below, log_scale, panels
 from sensing.evaluation.sweep import progress_bar
 from sensing.evaluation.task import Build
+from sensing.fusion.bayes import check_cells, posterior
 from sensing.fusion.methods import Pooling, fuse
 from sensing.fusion.sampling import PROPOSALS
 from sensing.simulation.drops import DropSampler
 
 METHODS = ("equal", "optimal")
+LIMIT = ("none", "bayes", 0)
+"""Key of the posterior mean under the true law, which takes no samples."""
+
 HEADS = ("proposal", "method", "num_samples", "quantile", "error_m", "low_m", "high_m", "num_drops")
 CAPTION = (
     "Error of the best sample against the number of samples, pool proposal and uniform proposal; bars: 95 % intervals "
-    "over drops. Lines: median; dotted: 90 % error."
+    "over drops. Lines: median; dotted: 90 % error. Black: the posterior mean under the true law of the measurements."
 )
 
 
@@ -71,12 +75,19 @@ def fusion_samples(
     if not proposals or not set(proposals) <= set(PROPOSALS):
         raise ConfigError(f"proposals must be out of {list(PROPOSALS)}, got {list(proposals)}")
     check_counts(num_drops=num_drops, batch_size=batch_size)
+    if modality != "aoa":
+        check_cells(sampler.domain, float(sampler.range_std.min()))
     drops = sampler.sample(seed, "test", range(num_drops))
     case = Case(modality, tuple(range(len(sampler.bs_position))))
     part(drops, case)
     parts: dict[tuple[str, str, int], list[torch.Tensor]] = {}
     with progress_bar(progress, "drops") as bar:
-        task = bar.add_task("sampling", total=num_drops * len(counts) * len(proposals))
+        task = bar.add_task("sampling", total=num_drops * (len(counts) * len(proposals) + 1))
+        for first in range(0, num_drops, batch_size):
+            batch = _take(drops, slice(first, first + batch_size))
+            mean = posterior(part(batch, case), sampler.domain, law_of(batch, sampler, case)).mean
+            parts.setdefault(LIMIT, []).append((mean - batch.position).norm(dim=-1))
+            bar.advance(task, len(batch.position))
         for proposal in proposals:
             for count in counts:
                 pooling = Pooling(sampler.domain, count, proposal, refine=False)
@@ -100,7 +111,11 @@ def _write(
     command: str,
     notes: Mapping[str, str] | None,
 ) -> None:
-    rows = []
+    limit = bootstrapped(quantiles, found[LIMIT])
+    rows: list[tuple[object, ...]] = [
+        (*LIMIT, quantile, *(f"{x:.6g}" for x in value[:3]), value.num_scenes)
+        for quantile, value in zip(QUANTILES, limit, strict=True)
+    ]
     figure, axes = panels(len(METHODS), width=5.0, height=4.0, sharey=True)
     for method, panel in zip(METHODS, axes, strict=True):
         for proposal, color in (("pool", "#0072B2"), ("uniform", "#D55E00")):
@@ -116,6 +131,9 @@ def _write(
                     spread = [middle[:, 0] - middle[:, 1], middle[:, 2] - middle[:, 0]]
                     label = f"{proposal}, {'median' if place == 0 else '90 %'}"
                     panel.errorbar(counts, middle[:, 0], spread, color=color, linestyle=line, label=label, capsize=2)
+        for place, line in ((0, "--"), (2, ":")):
+            label = f"Bayes limit, {'median' if place == 0 else '90 %'}"
+            panel.axhline(limit[place].value, color="#000000", linestyle=line, label=label)
         panel.set(xlabel="samples", ylabel="position error [m]", title=f"{method} weights")
         for which in "xy":
             log_scale(panel, which)
