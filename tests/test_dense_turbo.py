@@ -284,11 +284,11 @@ def test_learner_steps_and_its_export_is_the_same_estimator(tmp_path):
     task = SparseBlocks(sampler(), 1, "train", 4, 4, (0.0, 20.0))[0]
     estimator = {"layers": 3, "active": 3.0, "kept": 8, "hidden": 4}
     learner = DenseLearner(estimator, {}, {"lr": 1e-2}, {"data": {"batch_size": 4}})
-    before = float(learner._losses(task, learner.run(task)).mean().detach())
+    before = float(learner.losses(task, learner.run(task)).mean().detach())
     optimizer = learner.build_optimizer()
     for _ in range(15):
         optimizer.zero_grad()
-        loss = learner._losses(task, learner.run(task)).mean()
+        loss = learner.losses(task, learner.run(task)).mean()
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.97 * before

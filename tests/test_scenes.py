@@ -5,7 +5,8 @@ import torch
 from torch.utils.data import default_collate
 
 from sensing.bounds import uplink_bound
-from sensing.data.scenes import FreshSampler, SceneDataModule, SceneDataset
+from sensing.data.loading import FreshSampler
+from sensing.data.scenes import SceneDataModule, SceneDataset
 from sensing.errors import ConfigError
 
 

@@ -1,13 +1,12 @@
 """Sparse problems for Lightning, drawn on the fly in blocks that share a dictionary."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import lightning
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from sensing.data.scenes import FreshSampler
+from sensing.data.loading import FreshDataModule, check_counts
 from sensing.errors import ConfigError
 from sensing.inference.dense_turbo import Dictionary
 from sensing.simulation.dictionary import DictionarySampler, SparseProblems
@@ -72,7 +71,7 @@ class SparseBlocks(Dataset[SparseTask]):
         return SparseTask(problems, self._known[key], problems.operator.rmatvec(problems.y), energy, index)
 
 
-class DictionaryDataModule(lightning.LightningDataModule):
+class DictionaryDataModule(FreshDataModule):
     """Batches for training, validation and test.
 
     Args:
@@ -95,35 +94,16 @@ class DictionaryDataModule(lightning.LightningDataModule):
         test_batches: int = 8,
         snr_db: Sequence[float] = (-5, 30),
     ) -> None:
-        super().__init__()
-        counts = {
-            "batch_size": batch_size,
-            "batches_per_epoch": batches_per_epoch,
-            "val_batches": val_batches,
-            "test_batches": test_batches,
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise ConfigError(f"data.{name} must be >= 1, got {value}")
+        check_counts(
+            batch_size=batch_size,
+            batches_per_epoch=batches_per_epoch,
+            val_batches=val_batches,
+            test_batches=test_batches,
+        )
         if len(snr_db) != 2 or not snr_db[0] <= snr_db[1]:
             raise ConfigError(f"data.snr_db must be [lowest, highest], got {list(snr_db)}")
-        self.datasets = {
+        datasets = {
             split: SparseBlocks(sampler, seed, split, batch_size, blocks, snr_db)
             for split, blocks in (("train", batches_per_epoch), ("val", val_batches), ("test", test_batches))
         }
-
-    def train_dataloader(self) -> DataLoader[SparseTask]:
-        """Fresh problems every epoch."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader("train", FreshSampler(len(self.datasets["train"]), rank, world))
-
-    def val_dataloader(self) -> DataLoader[SparseTask]:
-        """The fixed validation problems."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[SparseTask]:
-        """The fixed test problems."""
-        return self._loader("test")
-
-    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
-        return DataLoader(self.datasets[split], batch_size=None, sampler=sampler)  # a block is a batch
+        super().__init__(datasets)  # a block is a batch

@@ -1,13 +1,12 @@
 """Random targets for Lightning, drawn on the fly in blocks: batch i of a split depends on (seed, split, i) alone."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import lightning
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from sensing.data.scenes import FreshSampler
+from sensing.data.loading import FreshDataModule, check_counts
 from sensing.errors import ConfigError
 from sensing.fusion.domain import Domain
 from sensing.fusion.measurements import MODALITIES
@@ -59,7 +58,7 @@ class DropBlocks(Dataset[DropTask]):
         return DropTask(drops._replace(measured=measured.stations(chosen)), self.sampler.domain, index)
 
 
-class DropDataModule(lightning.LightningDataModule):
+class DropDataModule(FreshDataModule):
     """Batches for training, validation and test.
 
     Args:
@@ -86,47 +85,20 @@ class DropDataModule(lightning.LightningDataModule):
         stations: Sequence[int] = (),
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        counts = {
-            "batch_size": batch_size,
-            "batches_per_epoch": batches_per_epoch,
-            "val_batches": val_batches,
-            "test_batches": test_batches,
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise ConfigError(f"data.{name} must be >= 1, got {value}")
+        check_counts(
+            batch_size=batch_size,
+            batches_per_epoch=batches_per_epoch,
+            val_batches=val_batches,
+            test_batches=test_batches,
+        )
         if not modalities or not set(modalities) <= set(MODALITIES):
             raise ConfigError(f"data.modalities must be out of {list(MODALITIES)}, got {list(modalities)}")
         most = len(sampler.bs_position)
         if not all(isinstance(count, int) and 1 <= count <= most for count in stations):
             raise ConfigError(f"data.stations must be numbers of stations from 1 to {most}, got {list(stations)}")
-        if num_workers < 0:
-            raise ConfigError(f"data.num_workers must be >= 0, got {num_workers}")
-        self.num_workers = num_workers
-        self.datasets = {
+        check_counts(0, num_workers=num_workers)
+        datasets = {
             split: DropBlocks(sampler, seed, split, batch_size, blocks, modalities, stations)
             for split, blocks in (("train", batches_per_epoch), ("val", val_batches), ("test", test_batches))
         }
-
-    def train_dataloader(self) -> DataLoader[DropTask]:
-        """Fresh drops every epoch."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader("train", FreshSampler(len(self.datasets["train"]), rank, world))
-
-    def val_dataloader(self) -> DataLoader[DropTask]:
-        """The fixed validation drops."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[DropTask]:
-        """The fixed test drops."""
-        return self._loader("test")
-
-    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
-        return DataLoader(
-            self.datasets[split],
-            batch_size=None,  # a block is a batch
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        super().__init__(datasets, None, num_workers)  # a block is a batch

@@ -7,14 +7,13 @@ estimator makes of the rest is judged by them, which needs no truth.
 from pathlib import Path
 from typing import NamedTuple
 
-import lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sensing.containers import Deployment, Example, Scene, map_tensors, to_device
+from sensing.data.loading import FreshDataModule
 from sensing.data.reader import read_observations
-from sensing.data.scenes import FreshSampler
 from sensing.data.schema import ObservationSet
 from sensing.errors import ConfigError, MissingTruthError
 
@@ -47,7 +46,7 @@ class Turns(Dataset[Tensor]):
         return torch.tensor([self.scenes[place], turn])
 
 
-class FileDataModule(lightning.LightningDataModule):
+class FileDataModule(FreshDataModule):
     """Batches of an observation file.
 
     Args:
@@ -85,10 +84,9 @@ class FileDataModule(lightning.LightningDataModule):
         multi_bounce: float = 0.0,
         line_of_sight: bool = False,
     ) -> None:
-        super().__init__()
         _check(half, num_scenes, val_share, labels, num_labels, scale_m, hold_out, batch_size)
-        self.file, self.scale_m, self.hold_out, self.batch_size = read_observations(path), scale_m, hold_out, batch_size
-        pilots, count = len(self.file.deployment.pilot_freq), len(self.file.observation.y)
+        file = read_observations(path)
+        pilots, count = len(file.deployment.pilot_freq), len(file.observation.y)
         if pilots < 2 * hold_out:
             raise ConfigError(f"data.hold_out must leave pilots to learn from, got {hold_out} of {pilots} in {path}")
         scenes = list(range(count))[HALVES[half]][:num_scenes]
@@ -98,25 +96,11 @@ class FileDataModule(lightning.LightningDataModule):
                 f"(data.half={half}, data.num_scenes={num_scenes}) of {count} in {path}"
             )
         val = max(1, round(val_share * len(scenes)))
-        self.scenes = {"train": scenes[:-val], "val": scenes[-val:]}
-        self.scenes["test"] = sorted(set(range(count)) - set(scenes)) or self.scenes["val"]
-        self.labelled = _labelled(self.file, labels, scenes[:num_labels], path)
-
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """The training scenes; other pilots are held out in every epoch."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader("train", FreshSampler(len(self.scenes["train"]), rank, world))
-
-    def val_dataloader(self) -> DataLoader[Tensor]:
-        """The scenes that choose the checkpoint."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Tensor]:
-        """Scenes that training does not see, where the file has any left."""
-        return self._loader("test")
-
-    def _loader(self, split: str, sampler: FreshSampler | None = None) -> DataLoader[Tensor]:
-        return DataLoader(Turns(self.scenes[split]), batch_size=self.batch_size, sampler=sampler)
+        rest = sorted(set(range(count)) - set(scenes))  # where the file has any left
+        self.scenes = {"train": scenes[:-val], "val": scenes[-val:], "test": rest or scenes[-val:]}
+        super().__init__({split: Turns(part) for split, part in self.scenes.items()}, batch_size)
+        self.file, self.scale_m, self.hold_out = file, scale_m, hold_out
+        self.labelled = _labelled(file, labels, scenes[:num_labels], path)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> FileTask:
         """The scenes of the batch."""

@@ -6,16 +6,16 @@ With m distinct scenes, number i is scene i modulo m, with its noise and SNR; on
 data, is drawn anew.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from sensing.bounds import uplink_bound
 from sensing.containers import Deployment, Example, Geometry, Scene, map_tensors, to_device
+from sensing.data.loading import FreshDataModule, check_counts
 from sensing.errors import ConfigError
 from sensing.inference.starts import perturbed_start
 from sensing.simulation import Simulator
@@ -89,31 +89,7 @@ class SceneDataset(Dataset[Draw]):
         return Draw(scene, noise, torch.tensor(snr, dtype=torch.float64), torch.tensor(index), torch.tensor(number))
 
 
-class FreshSampler(Sampler[int]):
-    """Consecutive scene numbers, new ones every epoch; Lightning calls `set_epoch`, also after a resume.
-
-    Args:
-        length: scenes per epoch, over all processes.
-        rank: this process.
-        world: number of processes.
-    """
-
-    def __init__(self, length: int, rank: int = 0, world: int = 1) -> None:
-        self.length, self.rank, self.world, self.epoch = length, rank, world, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose scenes come next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length // self.world
-
-    def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.length + self.rank
-        return iter(range(first, first + len(self) * self.world, self.world))
-
-
-class SceneDataModule(lightning.LightningDataModule):
+class SceneDataModule(FreshDataModule):
     """Batches for training, validation and test.
 
     Args:
@@ -136,6 +112,9 @@ class SceneDataModule(lightning.LightningDataModule):
         num_workers: processes that draw scenes.
     """
 
+    datasets: Mapping[str, SceneDataset]
+    batch_size: int
+
     def __init__(
         self,
         simulator: Simulator,
@@ -154,65 +133,30 @@ class SceneDataModule(lightning.LightningDataModule):
         curriculum: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        counts = {
-            "batch_size": batch_size,
-            "scenes_per_epoch": scenes_per_epoch,
-            "val_scenes": val_scenes,
-            "test_scenes": test_scenes,
-            "num_train_scenes": 1 if num_train_scenes is None else num_train_scenes,
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise ConfigError(f"data.{name} must be >= 1, got {value}")
+        check_counts(
+            batch_size=batch_size,
+            scenes_per_epoch=scenes_per_epoch,
+            val_scenes=val_scenes,
+            test_scenes=test_scenes,
+            num_train_scenes=1 if num_train_scenes is None else num_train_scenes,
+        )
         if len(snr_db) != 2 or snr_db[0] > snr_db[1]:
             raise ConfigError(f"data.snr_db must be [lowest, highest], got {list(snr_db)}")
         if len(amplitude) != 2 or not 0 <= amplitude[0] <= amplitude[1]:
             raise ConfigError(f"data.amplitude must be [lowest, highest] and >= 0, got {list(amplitude)}")
-        least_zero = {
-            "detected_every": detected_every,
-            "ghosts": ghosts,
-            "curriculum": curriculum,
-            "num_workers": num_workers,
+        check_counts(0, detected_every=detected_every, ghosts=ghosts, curriculum=curriculum, num_workers=num_workers)
+        datasets = {
+            "train": SceneDataset(simulator, "train", snr_db, scenes_per_epoch, num_train_scenes, curriculum),
+            "val": SceneDataset(simulator, "val", [val_snr_db], val_scenes),
+            "test": SceneDataset(simulator, "test", [val_snr_db], test_scenes),
         }
-        for name, value in least_zero.items():
-            if value < 0:
-                raise ConfigError(f"data.{name} must be >= 0, got {value}")
-        self.simulator, self.batch_size, self.num_workers = simulator, batch_size, num_workers
-        self.scenes_per_epoch, self.detected_every = scenes_per_epoch, detected_every
-        self.ghosts = ghosts
+        super().__init__(datasets, batch_size, num_workers)
+        self.simulator, self.detected_every, self.ghosts = simulator, detected_every, ghosts
         self.amplitude = {
             "train": (float(amplitude[0]), float(amplitude[1])),
             "val": (val_amplitude, val_amplitude),
             "test": (test_amplitude, test_amplitude),
         }
-        self.datasets = {
-            "train": SceneDataset(simulator, "train", snr_db, scenes_per_epoch, num_train_scenes, curriculum),
-            "val": SceneDataset(simulator, "val", [val_snr_db], val_scenes),
-            "test": SceneDataset(simulator, "test", [val_snr_db], test_scenes),
-        }
-
-    def train_dataloader(self) -> DataLoader[Draw]:
-        """Fresh scenes every epoch."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader("train", FreshSampler(self.scenes_per_epoch, rank, world))
-
-    def val_dataloader(self) -> DataLoader[Draw]:
-        """The fixed validation scenes."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Draw]:
-        """The fixed test scenes."""
-        return self._loader("test")
-
-    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[Draw]:
-        return DataLoader(
-            self.datasets[split],
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Task:
         """Synthesise the observation, the bound and the start on the device."""

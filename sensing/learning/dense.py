@@ -1,6 +1,5 @@
 """The LightningModule that trains the turbo estimator of dense dictionaries."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,55 +8,31 @@ from torch import Tensor
 
 from sensing.baselines.sparse import genie
 from sensing.data.dictionary import SparseTask
-from sensing.errors import NumericalError
 from sensing.inference.dense_turbo import DenseTurbo, Recovered
-from sensing.learning.learner import arguments
-from sensing.learning.module import TrainedModule
+from sensing.learning.blocks import BlockLearner
 from sensing.losses import GenieRatioLoss
 from sensing.pretrained import SUFFIX, checkpoint_path
 from sensing.pretrained.files import read_weights
 
 
-class DenseLearner(TrainedModule):
-    """Estimator, loss and optimizer.
+class DenseLearner(BlockLearner):
+    """Settings are arguments of `DenseTurbo` and of `GenieRatioLoss`; see `TrainedModule`."""
 
-    Args:
-        estimator: arguments of `DenseTurbo`.
-        loss: arguments of `GenieRatioLoss`.
-        optimizer: as for `Learner`.
-        trained_on: law of its problems, as plain containers; recorded in checkpoints and otherwise unused.
-    """
-
-    def __init__(
-        self,
-        estimator: Mapping[str, Any],
-        loss: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        trained_on: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.turbo = DenseTurbo(**arguments(estimator))
-        self.loss = GenieRatioLoss(**arguments(loss))
+    def build(self, estimator: dict[str, Any], loss: dict[str, Any]) -> None:
+        """See `TrainedModule`."""
+        self.turbo = DenseTurbo(**estimator)
+        self.loss = GenieRatioLoss(**loss)
 
     def run(self, task: SparseTask) -> Recovered:
         """Gains of a batch."""
         noise_var = task.problems.noise_var
         return self.turbo(task.dictionary, task.matched, task.energy, task.entries, noise_var)
 
-    def training_step(self, task: SparseTask, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        loss = self._losses(task, self.run(task)).mean()
-        if not torch.isfinite(loss):
-            raise NumericalError(f"loss must be finite, got {float(loss)} in block {task.number}")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(task.energy))
-        return loss
-
     def validation_step(self, task: SparseTask, batch_idx: int) -> None:
         """Collect errors per problem."""
         found = self.run(task)
         nmse, floor = task.nmse(found.mean), self._floor(task)
-        self.seen.append({"loss": self._losses(task, found), "nmse": nmse, "over_genie": nmse / floor})
+        self.seen.append({"loss": self.losses(task, found), "nmse": nmse, "over_genie": nmse / floor})
 
     def measures(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss, and how far above the genie in dB: mean of the decibels, and decibels of the mean ratio."""
@@ -67,7 +42,8 @@ class DenseLearner(TrainedModule):
             "mean_above_genie_db": 10.0 * seen["over_genie"].mean().log10(),
         }
 
-    def _losses(self, task: SparseTask, found: Recovered) -> Tensor:
+    def losses(self, task: SparseTask, found: Recovered) -> Tensor:
+        """See `BlockLearner`."""
         return self.loss([task.nmse(mean) for mean in found.history], self._floor(task))
 
     @staticmethod

@@ -1,7 +1,6 @@
 """Fine-tuning of an unfolded estimator on an observation file: by its truth, if any, and by pilots held out."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -32,14 +31,9 @@ class FileLearner(Learner):
 
     exported_as: ClassVar[str] = "Learner"
 
-    def __init__(
-        self,
-        estimator: Mapping[str, Any],
-        loss: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        trained_on: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(estimator, loss, optimizer, trained_on)
+    def build(self, estimator: dict[str, Any], loss: dict[str, Any]) -> None:
+        """See `TrainedModule`."""
+        super().build(estimator, loss)
         self.detected: dict[int, tuple[Tensor, PathEstimates]] = {}
 
     def on_fit_start(self) -> None:

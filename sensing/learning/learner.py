@@ -1,6 +1,5 @@
 """The LightningModule that trains an unfolded estimator end to end."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,27 +16,12 @@ from sensing.metrics import nmse_db
 
 
 class Learner(TrainedModule):
-    """Estimator, loss and optimizer, rebuilt from a checkpoint alone (the settings are plain containers).
+    """Settings are arguments of `build_estimator` and of `BoundNormalisedLoss`; see `TrainedModule`."""
 
-    Args:
-        estimator: arguments of `build_estimator`.
-        loss: arguments of `BoundNormalisedLoss`.
-        optimizer: `_target_`, a class of torch.optim, its arguments, `final_lr_fraction` of the cosine schedule, and
-            `layer_lr_fraction`, the step size of corrections of single layers relative to that of all others.
-        trained_on: what its scenes are made of, as plain containers; recorded in checkpoints and otherwise unused.
-    """
-
-    def __init__(
-        self,
-        estimator: Mapping[str, Any],
-        loss: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        trained_on: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.estimator: LocationEstimator = build_estimator(**arguments(estimator))
-        self.loss = BoundNormalisedLoss(**arguments(loss))
+    def build(self, estimator: dict[str, Any], loss: dict[str, Any]) -> None:
+        """See `TrainedModule`."""
+        self.estimator: LocationEstimator = build_estimator(**estimator)
+        self.loss = BoundNormalisedLoss(**loss)
         self.scenes_seen: Tensor
         self.register_buffer("scenes_seen", torch.zeros((), dtype=torch.float64))
 
@@ -97,11 +81,6 @@ class Learner(TrainedModule):
             "error_m_rms": seen["error"].square().mean().sqrt(),
             "nmse_db": 10.0 * torch.log10(linear.mean()),
         }
-
-
-def arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the name of what they belong to."""
-    return {name: value for name, value in settings.items() if name != "_target_"}
 
 
 def _not_finite(refined: Refined) -> list[str]:

@@ -1,6 +1,7 @@
 """What all learners share: checkpoints, the guard of their steps, metrics over whole splits, and the optimizer."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,17 +20,36 @@ MOST_SKIPPED = 10
 class TrainedModule(lightning.LightningModule):
     """A model with its loss and optimizer, rebuilt from a checkpoint alone (its settings are plain containers).
 
-    A subclass saves its hyperparameters, among them `optimizer`, and defines `training_step`, `validation_step`, which
-    appends per-scene tensors to `seen`, and `measures`.
+    A subclass defines `build`, `training_step`, `validation_step`, which appends per-scene tensors to `seen`, and
+    `measures`.
+
+    Args:
+        estimator: settings of what is trained.
+        loss: settings of its loss.
+        optimizer: `_target_`, a class of torch.optim, its arguments, `final_lr_fraction` of the cosine schedule, and
+            `layer_lr_fraction`, the step size of corrections of single layers relative to that of all others.
+        trained_on: what its scenes are made of, as plain containers; recorded in checkpoints and otherwise unused.
     """
 
     exported_as: ClassVar[str] = ""
     """Class under which weights are exported and read, where that is another one of the same parameters."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        estimator: Mapping[str, Any],
+        loss: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        trained_on: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.skipped_steps = self.skipped_in_a_row = 0
         self.seen: list[dict[str, Tensor]] = []
+        self.build(_arguments(estimator), _arguments(loss))
+
+    def build(self, estimator: dict[str, Any], loss: dict[str, Any]) -> None:
+        """Make what is trained, and `self.loss`, of their arguments."""
+        raise NotImplementedError
 
     def measures(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
         """Metrics over all scenes of a split, from what validation steps kept of each."""
@@ -164,3 +184,8 @@ class TrainedModule(lightning.LightningModule):
             optimizer, lambda step: last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * min(step / total, 1.0)))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the name of what they belong to."""
+    return {name: value for name, value in settings.items() if name != "_target_"}

@@ -1,0 +1,78 @@
+"""What data modules share: fresh scenes in every epoch of training, the same ones in validation and test."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sensing.errors import ConfigError
+
+
+class FreshSampler(Sampler[int]):
+    """Consecutive scene numbers, new ones every epoch; Lightning calls `set_epoch`, also after a resume.
+
+    Args:
+        length: scenes per epoch, over all processes.
+        rank: this process.
+        world: number of processes.
+    """
+
+    def __init__(self, length: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.rank, self.world, self.epoch = length, rank, world, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose scenes come next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // self.world
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * self.length + self.rank
+        return iter(range(first, first + len(self) * self.world, self.world))
+
+
+class FreshDataModule(lightning.LightningDataModule):
+    """Loaders of the splits train, val and test.
+
+    Args:
+        datasets: by split; that of train may be asked for any number.
+        batch_size: items per batch and process; None: an item is a batch.
+        num_workers: processes that draw items.
+    """
+
+    def __init__(
+        self, datasets: Mapping[str, Dataset[Any]], batch_size: int | None = None, num_workers: int = 0
+    ) -> None:
+        super().__init__()
+        self.datasets, self.batch_size, self.num_workers = datasets, batch_size, num_workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Items that no earlier epoch had."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._loader("train", FreshSampler(len(self.datasets["train"]), rank, world))  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """What the best checkpoint is chosen by, the same in every epoch."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """What neither training nor the choice of a checkpoint sees."""
+        return self._loader("test")
+
+    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+        return DataLoader(
+            self.datasets[split],
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def check_counts(least: int = 1, **counts: int) -> None:
+    """Raises ConfigError for a count of `data` below the least."""
+    for name, value in counts.items():
+        if value < least:
+            raise ConfigError(f"data.{name} must be >= {least}, got {value}")
