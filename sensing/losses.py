@@ -3,10 +3,11 @@
 A plain squared error is dominated by the few scenes with a bad geometry; dividing by the bound makes all scenes count
 alike, and the logarithm keeps outliers from drowning the rest:
 
-    loss = sum_t w_t mean log(1 + |u_t - u|^2 / PEB^2) + c mean log(1 + NMSE / (4 NMSE_ref))
+    loss = sum_t w_t mean (sqrt(1 + |u_t - u|^2 / PEB^2) - 1) + c mean log(1 + NMSE / (4 NMSE_ref)) + s mean GOSPA
 
-with t the iterations (deep supervision; layer by layer if `layerwise_epochs` says so) and NMSE_ref = paths * noise /
-power, that of known paths with unknown gains.
+with t the iterations (deep supervision; layer by layer if `layerwise_epochs` says so), NMSE_ref = paths * noise /
+power, that of known paths with unknown gains, and GOSPA the expected squared distance of the located nodes from the
+scatterers that two stations or more see, over that of an empty map.
 """
 
 import math
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from sensing.containers import Example
 from sensing.errors import ConfigError, DomainError
+from sensing.set_loss import expected_gospa
 
 
 def location_term(ue: Tensor, true: Tensor, peb: Tensor) -> Tensor:
@@ -50,11 +52,33 @@ def channel_term(channel: Tensor, example: Example) -> Tensor:
     return torch.log1p(error / (4.0 * reference))
 
 
+def scatterer_term(position: Tensor, probability: Tensor, mask: Tensor, example: Example, cutoff: float) -> Tensor:
+    """Expected squared GOSPA distance of the located nodes over that of an empty map, per scene.
+
+    Args:
+        position: [* node xyz] [m].
+        probability: [* node] that a node exists.
+        mask: [* node] bool.
+        example: its truth; scatterers that one station sees have no place in the map.
+        cutoff: distance at which a scatterer counts as missed [m].
+
+    Raises:
+        DomainError: the example has no true scene.
+    """
+    if example.scene is None:
+        raise DomainError("example must hold the true scene for a loss of scatterers, got None")
+    shared = example.scene.visible.sum(-2) >= 2
+    empty = 0.5 * cutoff**2 * shared.sum(-1).clamp_min(1)
+    return expected_gospa(position, probability, mask, example.scene.scatterer_position, shared, cutoff) / empty
+
+
 class BoundNormalisedLoss:
     """The loss above.
 
     Args:
         channel_weight: c, weight of the channel term.
+        scatterer_weight: s, weight of the scatterers' term; 0 leaves it out.
+        scatterer_cutoff_m: distance at which a scatterer counts as missed [m].
         final_weight: weight of the last iteration relative to the mean of the earlier ones.
         coarse_weight: weight of the coarse location, where the front end runs in training.
         layerwise_epochs: epochs over which the loss moves from the first layer to the last; 0: all layers at once.
@@ -66,17 +90,23 @@ class BoundNormalisedLoss:
         final_weight: float = 4.0,
         coarse_weight: float = 0.5,
         layerwise_epochs: int = 0,
+        scatterer_weight: float = 0.0,
+        scatterer_cutoff_m: float = 2.0,
     ) -> None:
         for name, value in (
             ("channel_weight", channel_weight),
             ("final_weight", final_weight),
             ("coarse_weight", coarse_weight),
             ("layerwise_epochs", layerwise_epochs),
+            ("scatterer_weight", scatterer_weight),
         ):
             if not value >= 0:
                 raise ConfigError(f"loss.{name} must be >= 0, got {value}")
+        if not scatterer_cutoff_m > 0:
+            raise ConfigError(f"loss.scatterer_cutoff_m must be > 0, got {scatterer_cutoff_m}")
         self.channel_weight, self.final_weight, self.coarse_weight = channel_weight, final_weight, coarse_weight
         self.layerwise_epochs = layerwise_epochs
+        self.scatterer_weight, self.scatterer_cutoff_m = scatterer_weight, scatterer_cutoff_m
 
     def __call__(
         self,
@@ -86,6 +116,7 @@ class BoundNormalisedLoss:
         peb: Tensor,
         coarse: Tensor | None = None,
         progress: float = 1.0,
+        scatterers: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Terms of the loss; `total` is what is minimised.
 
@@ -96,6 +127,7 @@ class BoundNormalisedLoss:
             peb: [*] [m].
             coarse: [* xyz] start found by the front end.
             progress: share of the layers that count, in (0, 1]; the channel counts once all do.
+            scatterers: position [* node xyz], probability [* node] and mask [* node] after the last one.
         """
         assert example.scene is not None
         true = example.scene.ue_position
@@ -107,6 +139,10 @@ class BoundNormalisedLoss:
             "location": (weight * per_layer).sum() / weight.sum(),
             "channel": (self.channel_weight if progress >= 1.0 else 0.0) * channel_term(channel, example).mean(),
         }
+        if scatterers is not None and self.scatterer_weight:
+            terms["scatterers"] = (
+                self.scatterer_weight * scatterer_term(*scatterers, example, self.scatterer_cutoff_m).mean()
+            )
         if coarse is not None:
             terms["coarse"] = self.coarse_weight * location_term(coarse, true, peb).mean()
         return terms | {"total": torch.stack(list(terms.values())).sum()}

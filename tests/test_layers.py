@@ -17,7 +17,7 @@ LAYERS = [
     "inference targets",
     "estimator paper_estimator",
     "adapted_estimator",
-    "metrics losses baselines",
+    "metrics set_loss losses baselines",
     "data",
     "pretrained",
     "evaluation",

@@ -1,12 +1,15 @@
 """The training loss by hand."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from sensing.errors import ConfigError, DomainError
-from sensing.losses import BoundNormalisedLoss, channel_term, location_term
+from sensing.losses import BoundNormalisedLoss, channel_term, location_term, scatterer_term
+from sensing.metrics import gospa
+from sensing.set_loss import expected_gospa
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +80,82 @@ def test_scale_of_the_observation_does_not_matter(example):
 
 
 def test_refusals(example):
-    for name in ("channel_weight", "final_weight", "coarse_weight"):
+    for name in ("channel_weight", "final_weight", "coarse_weight", "scatterer_weight"):
         for value in (-1.0, float("nan")):
             with pytest.raises(ConfigError, match=rf"loss\.{name}"):
                 BoundNormalisedLoss(**{name: value})
     with pytest.raises(DomainError, match="true channel"):
         channel_term(example.channel, example._replace(channel=None))
+
+
+def random_sets(seed, nodes=4, points=3, batch=6):
+    generator = torch.Generator().manual_seed(seed)
+    estimated = 4.0 * torch.rand(batch, nodes, 3, generator=generator, dtype=torch.float64)
+    true = 4.0 * torch.rand(batch, points, 3, generator=generator, dtype=torch.float64)
+    probability = torch.rand(batch, nodes, generator=generator, dtype=torch.float64)
+    mask, true_mask = (torch.rand(batch, n, generator=generator) < 0.8 for n in (nodes, points))
+    return estimated, probability, mask, true, true_mask
+
+
+def test_expected_gospa_of_certain_nodes_is_gospa():
+    estimated, probability, mask, true, true_mask = random_sets(0)
+    certain = (probability > 0.5).double()
+    found = expected_gospa(estimated, certain, mask, true, true_mask, cutoff=2.0)
+    assert torch.allclose(found, gospa(estimated, mask & (certain > 0), true, true_mask, 2.0) ** 2)
+
+
+def test_expected_gospa_is_the_least_over_assignments_of_the_mean_over_which_nodes_exist():
+    cutoff = 2.0
+    estimated, probability, mask, true, true_mask = random_sets(1, nodes=3, points=2, batch=4)
+    found = expected_gospa(estimated, probability, mask, true, true_mask, cutoff)
+    for b in range(4):
+        nodes, points = mask[b].nonzero()[:, 0].tolist(), true_mask[b].nonzero()[:, 0].tolist()
+        best = math.inf
+        for images in itertools.product([None, *points], repeat=len(nodes)):
+            used = [image for image in images if image is not None]
+            if len(used) != len(set(used)):
+                continue
+            mean = 0.0
+            for exists in itertools.product([False, True], repeat=len(nodes)):
+                chance, cost, missed = 1.0, 0.0, len(points)
+                for node, image, there in zip(nodes, images, exists, strict=True):
+                    p = float(probability[b, node])
+                    chance *= p if there else 1.0 - p
+                    if there and image is None:
+                        cost += cutoff**2 / 2
+                    elif there:
+                        cost += float((estimated[b, node] - true[b, image]).square().sum())
+                        missed -= 1
+                mean += chance * (cost + missed * cutoff**2 / 2)
+            best = min(best, mean)
+        assert float(found[b]) == pytest.approx(best)
+
+
+def test_expected_gospa_has_the_gradients_of_finite_differences_and_none_from_padding():
+    estimated, probability, mask, true, true_mask = random_sets(2)
+    estimated.requires_grad_(True)
+    probability.requires_grad_(True)
+    assert torch.autograd.gradcheck(
+        lambda e, p: expected_gospa(e, p, mask, true, true_mask, 2.0), (estimated, probability)
+    )
+    expected_gospa(estimated, probability, mask, true, true_mask, 2.0).sum().backward()
+    assert (probability.grad[~mask] == 0).all()
+    assert (estimated.grad[~mask] == 0).all()
+
+
+def test_an_empty_map_costs_one_and_the_true_one_nothing(example):
+    scene = example.scene
+    shared = scene.visible.sum(-2) >= 2
+    position, mask = scene.scatterer_position, torch.ones_like(shared)
+    assert torch.allclose(scatterer_term(position, shared.double(), mask, example, 2.0), torch.zeros(2).double())
+    assert torch.allclose(scatterer_term(position, torch.zeros(2, shared.shape[1]).double(), mask, example, 2.0),
+                          (shared.sum(-1) > 0).double())  # fmt: skip
+    one = torch.ones(2, dtype=torch.float64)
+    parts = position, torch.zeros_like(shared, dtype=torch.float64), mask
+    terms = BoundNormalisedLoss(scatterer_weight=0.7)(
+        [scene.ue_position], example.channel, example, one, None, 1.0, parts
+    )
+    assert float(terms["scatterers"]) == pytest.approx(0.7 * float((shared.sum(-1) > 0).double().mean()))
+    assert "scatterers" not in BoundNormalisedLoss()(
+        [scene.ue_position], example.channel, example, one, None, 1.0, parts
+    )

@@ -42,7 +42,7 @@ class Learner(TrainedModule):
         coarse = start.ue_position if task.start is None else None
         epochs = self.loss.layerwise_epochs
         progress = min(1.0, (self.current_epoch + 1) / epochs) if epochs else 1.0
-        terms = self.loss(iterates, channel, task.example, task.peb, coarse, progress)
+        terms = self.loss(iterates, channel, task.example, task.peb, coarse, progress, scatterers_of(refined))
         if not torch.isfinite(terms["total"]):
             bad = [name for name, value in terms.items() if not torch.isfinite(value)]
             where = _not_finite(refined) or ["in no layer"]
@@ -60,7 +60,7 @@ class Learner(TrainedModule):
         refined, _ = self.run(task, history=True)
         channel = self.estimator.observed(channel_of(refined))
         iterates = [each.geometry.ue_position for each in refined.history]
-        terms = self.loss(iterates, channel, task.example, task.peb)
+        terms = self.loss(iterates, channel, task.example, task.peb, scatterers=scatterers_of(refined))
         assert task.example.scene is not None
         assert task.example.channel is not None
         error = (iterates[-1] - task.example.scene.ue_position).norm(dim=-1)
@@ -104,3 +104,9 @@ def channel_of(refined: Refined) -> Tensor:
     """Channel of the final evaluation, [* bs ant sc]."""
     final = refined.final
     return column_operator(final.geometry, refined.problem.deployment).matvec(final.expectation.mean)
+
+
+def scatterers_of(refined: Refined) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions [* node xyz] [m], probabilities [* node] and mask [* node] of the located nodes."""
+    geometry, posterior = refined.final.geometry, refined.final.expectation
+    return geometry.node_position, posterior.node_log_odds.sigmoid(), geometry.node_mask
