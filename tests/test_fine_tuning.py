@@ -125,6 +125,34 @@ def test_held_out_pilots_are_judged_and_not_looked_at(path):
     assert "location" not in judged
 
 
+def test_the_user_without_a_station_is_compared_with_that_of_all(path):
+    """Left out in turn; the rest finds what an estimator finds that never heard of the station."""
+    model, data = learner(), FileDataModule(path, labels="ignored", hold_out_stations=True)
+    stations = len(data.file.deployment.bs_position)
+    scenes = torch.tensor([0, 1])
+    assert [data.task(scenes, turn).left_out for turn in range(stations + 1)] == [*range(stations), 0]
+    assert FileDataModule(path).task(scenes).left_out is None
+    task = data.task(scenes, turn=1)
+    others = [q for q in range(stations) if q != 1]
+    observation, deployment = task.example.observation, task.deployment
+    with torch.no_grad():
+        terms = model.terms(task)
+        few = observation._replace(y=observation.y[:, others], noise_var=observation.noise_var[:, others])
+        fewer = deployment._replace(
+            bs_position=deployment.bs_position[others], bs_rotation=deployment.bs_rotation[others]
+        )
+        alone = model.estimator(few, fewer).ue_position
+        seen, paths = model.front_end(task)
+        start = model.estimator.localizer(paths, deployment).geometry
+        thin = deployment._replace(pilot_freq=deployment.pilot_freq[~task.held_out])
+        refined = model.estimator.unrolled(seen._replace(y=seen.y[..., ~task.held_out]), thin, start)
+    distance = (alone - refined.final.geometry.ue_position).norm(dim=-1) / task.scale_m
+    expected = ((1 + distance**2).sqrt() - 1).mean()
+    assert float(distance.min()) > 0
+    assert math.isclose(float(terms["stations"]), float(expected), rel_tol=1e-6)
+    assert math.isclose(float(terms["total"]), float(expected + terms["held_out"]), rel_tol=1e-6)
+
+
 def test_gradient_of_the_held_out_pilots(path):
     """Against a difference quotient, for the scale of the noise that the first layer assumes."""
     model, data = learner(), FileDataModule(path, labels="ignored")

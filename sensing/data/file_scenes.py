@@ -1,7 +1,8 @@
 """Scenes of an observation file for Lightning, with or without truth: what fine-tuning learns from.
 
 Training scenes are seen once an epoch, in the same order. Each epoch holds other pilots out: the channel that the
-estimator makes of the rest is judged by them, which needs no truth.
+estimator makes of the rest is judged by them, which needs no truth. So does the user found without one of the stations,
+another one in every epoch, if asked for: it should be the user that all stations find.
 """
 
 from pathlib import Path
@@ -29,6 +30,7 @@ class FileTask(NamedTuple):
     labelled: Tensor  # [*] bool: the user's position may be learned from
     held_out: Tensor  # [sc] bool: pilots that judge
     scale_m: float  # error of the user that counts as one
+    left_out: int | None  # station without which the same user should be found; None: no such part
     index: Tensor  # type: ignore[assignment]  # [*] number in the file, hides tuple.index
 
 
@@ -58,6 +60,7 @@ class FileDataModule(FreshDataModule):
         num_labels: scenes whose truth may be learned from, the first ones; all by default.
         scale_m: error of the user that counts as one [m].
         hold_out: every so many pilots one is held out.
+        hold_out_stations: the user found without a station, each in its turn, is compared with that of all stations.
         batch_size: scenes per batch and process.
         model_error: of the estimator's localizer; listed with the data because it is theirs, as in `data=file`.
         multi_bounce: likewise.
@@ -79,6 +82,7 @@ class FileDataModule(FreshDataModule):
         num_labels: int | None = None,
         scale_m: float = 0.5,
         hold_out: int = 4,
+        hold_out_stations: bool = False,
         batch_size: int = 8,
         model_error: float = 0.0,
         multi_bounce: float = 0.0,
@@ -89,6 +93,10 @@ class FileDataModule(FreshDataModule):
         pilots, count = len(file.deployment.pilot_freq), len(file.observation.y)
         if pilots < 2 * hold_out:
             raise ConfigError(f"data.hold_out must leave pilots to learn from, got {hold_out} of {pilots} in {path}")
+        if hold_out_stations and len(file.deployment.bs_position) < 3:
+            raise ConfigError(
+                f"data.hold_out_stations must leave two stations, got {len(file.deployment.bs_position)} in {path}"
+            )
         scenes = list(range(count))[HALVES[half]][:num_scenes]
         if len(scenes) < 2:
             raise ConfigError(
@@ -99,7 +107,7 @@ class FileDataModule(FreshDataModule):
         rest = sorted(set(range(count)) - set(scenes))  # where the file has any left
         self.scenes = {"train": scenes[:-val], "val": scenes[-val:], "test": rest or scenes[-val:]}
         super().__init__({split: Turns(part) for split, part in self.scenes.items()}, batch_size)
-        self.file, self.scale_m, self.hold_out = file, scale_m, hold_out
+        self.file, self.scale_m, self.hold_out, self.hold_out_stations = file, scale_m, hold_out, hold_out_stations
         self.labelled = _labelled(file, labels, scenes[:num_labels], path)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> FileTask:
@@ -114,9 +122,9 @@ class FileDataModule(FreshDataModule):
         example = to_device(map_tensors(example, lambda field: field[rows]), device)
         pilots = torch.arange(len(file.deployment.pilot_freq), device=device)
         held_out = pilots % self.hold_out == (turn + self.hold_out // 2) % self.hold_out
-        return FileTask(
-            example, to_device(file.deployment, device), self.labelled[rows].to(device), held_out, self.scale_m, index
-        )
+        left_out = turn % len(file.deployment.bs_position) if self.hold_out_stations else None
+        deployment, labelled = to_device(file.deployment, device), self.labelled[rows].to(device)
+        return FileTask(example, deployment, labelled, held_out, self.scale_m, left_out, index)
 
 
 def _users(file: ObservationSet) -> Tensor:

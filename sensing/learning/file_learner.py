@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sensing.coarse.localization import CoarseLocalizer
 from sensing.coarse.rays import take
-from sensing.containers import Deployment, Observation, PathEstimates
+from sensing.containers import Deployment, Geometry, Observation, PathEstimates, map_tensors
 from sensing.data.file_scenes import FileTask
 from sensing.errors import NumericalError
 from sensing.inference.iteration import column_operator
@@ -23,9 +23,11 @@ class FileLearner(Learner):
 
         loss = mean of labelled scenes (location error over `scale_m`, as in `BoundNormalisedLoss`)
              + mean of all scenes of log mean |y - h|^2 / noise over pilots held out
+             + mean of all scenes (distance over `scale_m` of the user found without a station from that of all)
 
     with h the channel that the estimator makes of the other pilots; the second part is the negative log likelihood of a
-    Gaussian error of unknown power. The paths of the front end, which learns nothing, are detected once per scene. The
+    Gaussian error of unknown power, the third, left out unless asked for, has no gradient through the user of all
+    stations. The paths of the front end, which learns nothing, are detected once per scene. The
     walls of the site, if the localizer has room for them, are learned from the labelled scenes before the first step.
     """
 
@@ -68,6 +70,8 @@ class FileLearner(Learner):
         refined = self.estimator.unrolled(self.estimator.calibrated(kept), pilots, start, True)
         judged = self.held_out_log(refined, *_pilots(observation, task.deployment, task.held_out))
         terms = {"held_out": judged.mean(), "held_out_log": judged}
+        if task.left_out is not None:
+            terms["stations"] = self.disagreement(task, observation, paths, refined.final.geometry).mean()
         if bool(task.labelled.any()):
             assert task.example.scene is not None
             true = torch.where(task.labelled[:, None], task.example.scene.ue_position, 0.0)
@@ -79,7 +83,7 @@ class FileLearner(Learner):
             terms["location"] = share * (weight * torch.stack(iterates)).sum() / weight.sum()
             coarse = location_term(start.ue_position, true, scale).mean()
             terms["coarse"] = self.loss.coarse_weight * share * coarse
-        parts = [terms[name] for name in ("held_out", "location", "coarse") if name in terms]
+        parts = [terms[name] for name in ("held_out", "stations", "location", "coarse") if name in terms]
         return terms | {"total": torch.stack(parts).sum()}
 
     def held_out_log(self, refined: Refined, observation: Observation, deployment: Deployment) -> Tensor:
@@ -88,6 +92,17 @@ class FileLearner(Learner):
         channel = column_operator(final.geometry, deployment).matvec(final.expectation.mean)
         misfit = (observation.y - self.estimator.observed(channel)).abs().square().mean((-2, -1))
         return (misfit / observation.noise_var).mean(-1).log()
+
+    def disagreement(self, task: FileTask, observation: Observation, paths: PathEstimates, whole: Geometry) -> Tensor:
+        """Pseudo-Huber of the distance over `scale_m` [*] of the user found without a station from that of all."""
+        kept = torch.arange(len(task.deployment.bs_position), device=whole.ue_position.device) != task.left_out
+        seen = map_tensors(self.estimator.calibrated(observation), lambda field: field[:, kept])
+        others = task.deployment._replace(
+            bs_position=task.deployment.bs_position[kept], bs_rotation=task.deployment.bs_rotation[kept]
+        )
+        start = self.estimator.localizer(map_tensors(paths, lambda field: field[:, kept]), others).geometry
+        found = self.estimator.unrolled(seen, others, start).final.geometry.ue_position
+        return location_term(found, whole.ue_position.detach(), torch.full_like(found[..., 0], task.scale_m))
 
     def training_step(self, task: FileTask, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Loss of one batch."""
