@@ -47,6 +47,7 @@ def check_evaluation(config: options.Config) -> Path | None:
     )
     if options.choice(config, "data.source", ["synthetic", "file"]) == "file":
         options.choice(config, "data.half", [None, "even", "odd"])
+    options.choice(config, "data.hold_out_stations", [False, True])
         return options.existing_file(config, "data.path")
     options.choice(config, "data.split", ["train", "val", "test", "sample"])
     options.integer(config, "eval.num_scenes", low=1)
@@ -97,6 +98,7 @@ def _check_file_training(config: options.Config) -> None:
         raise ConfigError("data must be file_training for this learner (experiment=fine_tune), got other data")
     options.existing_file(config, "data.path")
     options.choice(config, "data.half", [None, "even", "odd"])
+    options.choice(config, "data.hold_out_stations", [False, True])
     _check_learnable(config)
 
 
