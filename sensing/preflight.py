@@ -47,7 +47,6 @@ def check_evaluation(config: options.Config) -> Path | None:
     )
     if options.choice(config, "data.source", ["synthetic", "file"]) == "file":
         options.choice(config, "data.half", [None, "even", "odd"])
-    options.choice(config, "data.hold_out_stations", [False, True])
         return options.existing_file(config, "data.path")
     options.choice(config, "data.split", ["train", "val", "test", "sample"])
     options.integer(config, "eval.num_scenes", low=1)
