@@ -97,7 +97,6 @@ def _check_file_training(config: options.Config) -> None:
         raise ConfigError("data must be file_training for this learner (experiment=fine_tune), got other data")
     options.existing_file(config, "data.path")
     options.choice(config, "data.half", [None, "even", "odd"])
-    options.choice(config, "data.hold_out_stations", [False, True])
     _check_learnable(config)
 
 

@@ -132,6 +132,8 @@ def test_the_user_without_a_station_is_compared_with_that_of_all(path):
     scenes = torch.tensor([0, 1])
     assert [data.task(scenes, turn).left_out for turn in range(stations + 1)] == [*range(stations), 0]
     assert FileDataModule(path).task(scenes).left_out is None
+    with pytest.raises(ConfigError, match="hold_out_stations must be true or false"):
+        FileDataModule(path, hold_out_stations="yes")
     task = data.task(scenes, turn=1)
     others = [q for q in range(stations) if q != 1]
     observation, deployment = task.example.observation, task.deployment

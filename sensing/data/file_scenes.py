@@ -93,6 +93,8 @@ class FileDataModule(FreshDataModule):
         pilots, count = len(file.deployment.pilot_freq), len(file.observation.y)
         if pilots < 2 * hold_out:
             raise ConfigError(f"data.hold_out must leave pilots to learn from, got {hold_out} of {pilots} in {path}")
+        if not isinstance(hold_out_stations, bool):
+            raise ConfigError(f"data.hold_out_stations must be true or false, got {hold_out_stations!r}")
         if hold_out_stations and len(file.deployment.bs_position) < 3:
             raise ConfigError(
                 f"data.hold_out_stations must leave two stations, got {len(file.deployment.bs_position)} in {path}"
