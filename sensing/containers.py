@@ -281,6 +281,7 @@ class Estimate(NamedTuple):
     cost_per_dof: Tensor | None = None  # [*] weighted squared path residual over its degrees of freedom
     flags: Tensor | None = None  # [*] int64, bits of sensing.containers.Flag; 0 is a trusted solution
     fallback: Tensor | None = None  # [*] bool, scenes that classical iterations redid where learned ones went wrong
+    near: Tensor | None = None  # [*] bool, scenes whose start left nothing for learned layers to do
 
 
 class Flag:

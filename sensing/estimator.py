@@ -132,9 +132,13 @@ class LocationEstimator(nn.Module):
         assert estimate.covariance is not None
         covariance = doubtful_covariance(estimate.covariance, flags, coarse, deployment)
         channel = self.observed(estimate.channel)
-        fallback = refined.fallback if self.unrolled.fallback else None
         return estimate._replace(
-            channel=channel, covariance=covariance, cost_per_dof=coarse.cost_per_dof, flags=flags, fallback=fallback
+            channel=channel,
+            covariance=covariance,
+            cost_per_dof=coarse.cost_per_dof,
+            flags=flags,
+            fallback=refined.fallback if self.unrolled.fallback else None,
+            near=refined.near if self.unrolled.near else None,
         )
 
     def calibrated(self, observation: Observation) -> Observation:

@@ -66,8 +66,8 @@ def test_statistics_by_hand(tmp_path):
     methods = {"a": Method([Unrolled(1)], 0), "b": Method([Unrolled(2), Unrolled(2)], 7)}
     zero = np.zeros_like
     found = [
-        Found("x", "8.0", 10.0, "a", theirs, zero(theirs), zero(theirs, bool), 0.2),
-        Found("x", "8.0", 10.0, "b", ours, zero(ours) - 20.0, ours > 3, 0.05),
+        Found("x", "8.0", 10.0, "a", theirs, zero(theirs), zero(theirs, bool), zero(theirs, bool), 0.2),
+        Found("x", "8.0", 10.0, "b", ours, zero(ours) - 20.0, ours > 3, ours < 2, 0.05),
     ]
     write_refinement(found, methods, "a", tmp_path, "", "", None)
     line = rows(tmp_path)[1]
@@ -75,8 +75,8 @@ def test_statistics_by_hand(tmp_path):
     spread = np.std([math.sqrt(22 / 4), math.sqrt(10 / 4)], ddof=1)
     expected = {
         "rms_over_peb": rms, "rms_ratio": rms / theirs_rms, "rms_seed_std": spread, "converged": 7 / 8,
-        "converged_gain": 7 / 8 - 3 / 4, "fallback_share": 1 / 8, "time_ratio": 0.25, "ms_per_scene": 50.0,
-        "nmse_db": -20.0, "training_scenes": 7,
+        "converged_gain": 7 / 8 - 3 / 4, "fallback_share": 1 / 8, "near_share": 1 / 2, "time_ratio": 0.25,
+        "ms_per_scene": 50.0, "nmse_db": -20.0, "training_scenes": 7, "median_ratio": 1.5 / 2.0,
     }  # fmt: skip
     for name, value in expected.items():
         assert float(line[name]) == pytest.approx(value, rel=1e-3), name

@@ -10,7 +10,8 @@ A metric is a quantity of `sensing.evaluation.scores` or derived from several:
   band of its mean if the covariance is right, from the chi-square law. `covered_90_fraction`: share of scenes with the
   user in the claimed ellipsoid; `shared_covered_90_fraction` of located scatterers, with a bootstrap interval over
   scenes, since those of a scene share the user's error.
-- `fallback_fraction`: share of scenes that a learned estimator left to the classical iterations.
+- `fallback_fraction`: share of scenes that the classical iterations redid, because the learned layers had made them
+  worse; `near_fraction`: share that the learned layers never saw, because their start explained the observation.
 - `..._unflagged...`: the same over scenes that the estimator trusts.
 """
 
@@ -86,6 +87,8 @@ def _of_estimator(result: SweepResult, name: str, at: int) -> Found:
     yield from _of_scenes(result, name, at, everything, "")
     if "fallback" in scores:
         yield ("fallback_fraction", "mean"), proportion(scores["fallback"] > 0)
+    if "near" in scores:
+        yield ("near_fraction", "mean"), proportion(scores["near"] > 0)
     if flagged is not None:
         yield ("flagged_fraction", "mean"), proportion(flagged[at])
         if "ue_error_m" in scores:

@@ -47,6 +47,7 @@ class Found(NamedTuple):
     over_peb: Floats  # [seed scene] user error over the bound
     nmse_db: Floats  # [seed scene]
     fallback: NDArray[np.bool_]  # [seed scene]
+    near: NDArray[np.bool_]  # [seed scene]
     seconds: float  # CPU time per scene
 
 
@@ -141,6 +142,7 @@ class _Part(NamedTuple):
     over_peb: Floats
     nmse_db: Floats
     fallback: NDArray[np.bool_]
+    near: NDArray[np.bool_]
     seconds: float  # of all scenes and seeds
 
 
@@ -169,6 +171,7 @@ def _batch(methods: Mapping[str, Method], task: Task, front_end: LocationEstimat
                 torch.stack(errors).numpy(),
                 torch.stack([nmse_db(channel, example.channel) for channel in channels]).numpy(),
                 torch.stack([r.fallback for r in each]).numpy(),
+                torch.stack([r.near for r in each]).numpy(),
                 seconds,
             )
     return found
@@ -180,6 +183,8 @@ def _coarse(front_end: LocationEstimator, task: Task) -> Any:
 
 
 def _joined(case: str, start: str, snr_db: float, method: str, parts: Sequence[_Part]) -> Found:
-    arrays = (np.concatenate([getattr(part, name) for part in parts], -1) for name in _Part._fields[:3])
-    over_peb, nmse, fallback = arrays
-    return Found(case, start, snr_db, method, over_peb, nmse, fallback, sum(p.seconds for p in parts) / over_peb.size)
+    arrays = (np.concatenate([getattr(part, name) for part in parts], -1) for name in _Part._fields[:-1])
+    over_peb, nmse, fallback, near = arrays
+    return Found(
+        case, start, snr_db, method, over_peb, nmse, fallback, near, sum(p.seconds for p in parts) / over_peb.size
+    )

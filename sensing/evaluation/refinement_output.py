@@ -21,15 +21,17 @@ CONVERGED = 3.0
 HEADS = (
     "case", "start", "snr_db", "estimator", "layers", "seeds", "num_scenes",
     "rms_over_peb", "rms_low", "rms_high", "rms_seed_std", "median_over_peb",
-    "converged", "converged_low", "converged_high", "converged_seed_std", "nmse_db", "fallback_share",
+    "converged", "converged_low", "converged_high", "converged_seed_std", "nmse_db", "fallback_share", "near_share",
     "ms_per_scene", "parameters", "training_scenes",
     "versus", "rms_ratio", "rms_ratio_low", "rms_ratio_high",
+    "median_ratio", "median_ratio_low", "median_ratio_high",
     "converged_gain", "converged_gain_low", "converged_gain_high",
     "time_ratio",
 )  # fmt: skip
 PRINTED = (
-    "case", "start", "snr_db", "estimator", "rms_over_peb", "rms_seed_std", "converged", "nmse_db", "fallback_share",
-    "ms_per_scene", "rms_ratio", "rms_ratio_low", "rms_ratio_high", "converged_gain", "time_ratio",
+    "case", "start", "snr_db", "estimator", "rms_over_peb", "rms_seed_std", "median_over_peb", "converged", "nmse_db",
+    "fallback_share", "near_share", "ms_per_scene", "rms_ratio", "rms_ratio_low", "rms_ratio_high", "converged_gain",
+    "time_ratio",
 )  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def write_refinement(
     for each in found:
         name = f"{each.case}/{each.start}/{each.snr_db:g}/{each.method}"
         arrays |= {f"{name}/ue_error_over_peb": each.over_peb, f"{name}/channel_nmse_db": each.nmse_db}
-        arrays[f"{name}/fallback"] = each.fallback.astype(float)
+        arrays |= {f"{name}/fallback": each.fallback.astype(float), f"{name}/near": each.near.astype(float)}
     write_npz(folder / "per_scene.npz", arrays)
     facts = {"command": command, "compared with": reference, **(notes or {})}
     lines = [[_text(row[head]) for head in PRINTED] for row in rows]
@@ -70,7 +72,7 @@ def write_refinement(
 def _row(each: "Found", method: "Method", base: "Found") -> dict[str, Any]:
     seeds, scenes = each.over_peb.shape
     rms, converged, median = bootstrapped(_statistics, *each.over_peb)
-    rms_ratio, gain = bootstrapped(
+    rms_ratio, gain, median_ratio = bootstrapped(
         lambda *errors: _compared(errors[:seeds], errors[seeds:]), *each.over_peb, *base.over_peb
     )
     alone = each is base
@@ -82,10 +84,12 @@ def _row(each: "Found", method: "Method", base: "Found") -> dict[str, Any]:
         **_cells("rms", rms, "rms_over_peb"), "rms_seed_std": spread[0], "median_over_peb": median.value,
         **_cells("converged", converged, "converged"), "converged_seed_std": spread[1],
         "nmse_db": 10.0 * np.log10(np.mean(10.0 ** (each.nmse_db / 10.0))),
-        "fallback_share": float(each.fallback.mean()), "ms_per_scene": 1e3 * each.seconds,
+        "fallback_share": float(each.fallback.mean()), "near_share": float(each.near.mean()),
+        "ms_per_scene": 1e3 * each.seconds,
         "parameters": method.parameters, "training_scenes": method.training_scenes,
         "versus": None if alone else base.method,
         **({} if alone else _cells("rms_ratio", rms_ratio, "rms_ratio")),
+        **({} if alone else _cells("median_ratio", median_ratio, "median_ratio")),
         **({} if alone else _cells("converged_gain", gain, "converged_gain")),
         "time_ratio": None if alone else each.seconds / base.seconds,
     } | ({name: None for name in HEADS if alone and ("ratio" in name or "gain" in name)})  # fmt: skip
@@ -103,7 +107,7 @@ def _statistics(*errors: Floats) -> Floats:
 
 def _compared(ours: Sequence[Floats], theirs: Sequence[Floats]) -> Floats:
     a, b = _statistics(*ours), _statistics(*theirs)
-    return np.stack([a[0] / b[0], a[1] - b[1]])
+    return np.stack([a[0] / b[0], a[1] - b[1], a[2] / b[2]])
 
 
 def _text(cell: object) -> str:

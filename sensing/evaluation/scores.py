@@ -3,11 +3,12 @@
 Quantities: `ue_error_m`; `scatterer_error_m`, rms over the scatterers that two or more stations see (the cutoff for a
 missed one), and `scatterer_specific_error_m`, over those that one alone sees; `clock_offset_error_s`, rms over
 stations; `channel_nmse_db` over pilots; `gospa_m` of the visible scatterers (order 2); `flags`, bits of
-`sensing.containers.Flag`; `fallback`, one where the classical iterations redid the scene.
-How far the claimed covariance can be believed: `nees_user` and `nees_common` (user and clock offsets), the normalised
-squared error per degree of freedom, 1 on average if the covariance is right; for each kind of scatterers, shared and
-specific, `shared_located`, how many have an estimate nearer than the cutoff, and `shared_inside_90`, how many of these
-lie in the claimed 90 % ellipsoid. A quantity is absent where the estimator or the truth does not give it.
+`sensing.containers.Flag`; `fallback`, one where the classical iterations redid the scene; `near`, one where it had no
+need of learned layers. How far the claimed covariance can be believed: `nees_user` and `nees_common` (user and clock
+offsets), the normalised squared error per degree of freedom, 1 on average if the covariance is right; for each kind of
+scatterers, shared and specific, `shared_located`, how many have an estimate nearer than the cutoff, and
+`shared_inside_90`, how many of these lie in the claimed 90 % ellipsoid. A quantity is absent where the estimator or the
+truth does not give it.
 """
 
 import torch
@@ -60,6 +61,8 @@ def score(
         scores["flags"] = estimate.flags
     if estimate.fallback is not None:
         scores["fallback"] = estimate.fallback
+    if estimate.near is not None:
+        scores["near"] = estimate.near
     if example.channel is not None:
         scores["channel_nmse_db"] = nmse_db(estimate.channel, example.channel)
     scene = example.scene

@@ -40,6 +40,7 @@ SUMMARY = (
     Column("above genie [dB]", "nmse_gap_to_genie_db", "ratio", "decibel"),
     Column("flagged [%]", "flagged_fraction", kind="percent", printed=True),
     Column("fell back [%]", "fallback_fraction", kind="percent", printed=True),
+    Column("near [%]", "near_fraction", kind="percent", printed=True),
     Column("ms/scene", "time_s", kind="milliseconds", printed=True),
 )
 TRUSTED = (

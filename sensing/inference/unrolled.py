@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sensing.containers import Deployment, Geometry, Observation, map_tensors
+from sensing.containers import Deployment, Geometry, Observation
 from sensing.errors import ConfigError
+from sensing.inference.basin import check_shares, distance, unexplained
 from sensing.inference.conditioning import NO_SHIFT, Conditioner, Shift
 from sensing.inference.iteration import COMPONENTS, TAPER_UNIT, Iteration
 from sensing.inference.memory import Memory
+from sensing.inference.parts import chosen, joined, put
 from sensing.inference.state import Evaluation, Problem, State, prepare, select
 
 SCHEDULE = "schedule"
@@ -27,6 +29,16 @@ class Refined(NamedTuple):
     clipped: Tensor  # [*] int64, guards of the E-step that acted
     rejected: Tensor  # [*] int64, proposals dropped
     fallback: Tensor  # [*] bool, scenes that the classical iterations have redone
+    near: Tensor  # [*] bool, scenes that had no need of the layers
+
+
+class Start(NamedTuple):
+    """What a look at the start tells of it."""
+
+    objective: Tensor  # [*]
+    fit: Tensor  # [* bs]
+    distance: Tensor  # [*] share of the falling taper that the scene needs (`basin`)
+    near: Tensor  # [*] bool, it explains the observation but for noise
 
 
 class Unrolled(nn.Module):
@@ -38,6 +50,10 @@ class Unrolled(nn.Module):
         polish: further iterations, never learned, with the gains eliminated from the curvature (`missing=1`) and
             neutral corrections: at the end they turn a good guess into the optimum.
         falling_taper: taper of the first iteration, falling to zero in the last, on top of that of the iterations.
+        far: unexplained shares of the signal at the start (`basin`) between which the falling taper sets in, scene by
+            scene: a start in the basin needs no wider one, and could leave it; None: whole in all scenes.
+        near: classical iterations that a scene whose start explains the observation gets instead of the layers; 0: the
+            layers. Not where a history is asked for.
         learned: components whose corrections are learned, out of `COMPONENTS` and `schedule`; None: all.
         condition: corrections depend on the scene (`conditioning`), in the components that are learned.
         fallback: a scene whose objective ends below that of its start is redone by classical iterations. Costs one
@@ -57,6 +73,8 @@ class Unrolled(nn.Module):
         tied: bool = True,
         polish: int = 0,
         falling_taper: float = 0.0,
+        far: Sequence[float] | None = None,
+        near: int = 0,
         learned: Sequence[str] | None = None,
         condition: bool = False,
         fallback: bool = False,
@@ -73,8 +91,11 @@ class Unrolled(nn.Module):
             raise ConfigError(f"dtype must be complex128 or complex64, got {dtype}")
         if not (falling_taper >= 0 and math.isfinite(falling_taper)):
             raise ConfigError(f"falling_taper must be >= 0, got {falling_taper}")
+        if near < 0:
+            raise ConfigError(f"near must be >= 0, got {near}")
         self.num_iterations, self.tied, self.polish = num_iterations, tied, polish
-        self.falling_taper = falling_taper
+        self.falling_taper, self.near = falling_taper, near
+        self.far = None if far is None else check_shares(far)
         self.dtype = names[dtype] if isinstance(dtype, str) else dtype
         per_layer = {k: v for k, v in settings.items() if isinstance(v, Sequence) and not isinstance(v, str)}
         for name, values in per_layer.items():
@@ -89,7 +110,8 @@ class Unrolled(nn.Module):
         self.coarse_to_fine = nn.Parameter(torch.zeros((), dtype=torch.float64))
         base = {name: values[-1] if name in per_layer else values for name, values in settings.items()} | {"taper": 0.0}
         self.polisher = _frozen(Iteration(**(base | {"missing": 1.0, "step": 1.0}))) if polish else None
-        self.classical = _frozen(Iteration(**(base | {"guard": True}))) if fallback or condition else None
+        looks = fallback or condition or near > 0 or far is not None
+        self.classical = _frozen(Iteration(**(base | {"guard": True}))) if looks else None
         self.fallback, self.memory = fallback, Memory(memory, window, tied)
         self.conditioner = self._learn(learned, condition)
 
@@ -120,17 +142,43 @@ class Unrolled(nn.Module):
             history: return the evaluation after every iteration, for deep supervision.
         """
         problem, state = prepare(observation, deployment, geometry, self.dtype)
-        guarded = self.fallback and not history
-        start, fit = None, torch.ones_like(state.power)
-        if self.classical is not None and (guarded or self.conditioner is not None):
-            with torch.no_grad():
-                start, fit = self.classical.look(state, problem)
+        start = self.look(state, problem)
+        none = torch.zeros_like(start.near)
+        near = none if history or not self.near else start.near
+        if not bool(near.any()):
+            state, seen = self._iterate(state, problem, start, history)
+        elif bool(near.all()):
+            state, seen = self._classical(state, problem, self.near), []
+        else:
+            by_layers, _ = self._iterate(*self._part(~near, observation, problem, geometry), chosen(start, ~near))
+            classical = self._classical(*self._part(near, observation, problem, geometry), self.near)
+            state, seen = joined(near, classical, by_layers), []
+        assert state.clipped is not None
+        assert state.rejected is not None
+        final = _accepted(state)
+        refined = Refined(final, [*seen, final] if history else [], problem, state.clipped, state.rejected, none, near)
+        return self._fall_back(refined, start, observation, geometry) if self.fallback and not history else refined
+
+    def look(self, state: State, problem: Problem) -> Start:
+        """What a start is like, where something depends on it."""
+        one = torch.ones_like(state.damping)
+        if self.classical is None:
+            return Start(one, torch.ones_like(state.power), one, one > 1.0)
+        with torch.no_grad():
+            objective, fit = self.classical.look(state, problem)
+            share = unexplained(problem, fit)
+            return Start(objective, fit, one if self.far is None else distance(share, *self.far), share <= 0.0)
+
+    def _iterate(
+        self, state: State, problem: Problem, start: Start, history: bool = False
+    ) -> tuple[State, list[Evaluation]]:
+        """All layers, and the evaluations after all but the last if asked for."""
 
         def iterate(state: State, step: int) -> State:
             layer = self.schedule_of_layers[step]
-            shift = self.shift(state, problem, fit, step)
-            state = layer.evaluate(state, problem, self.schedule(step), shift)
-            return layer.propose(state, problem, self.shift(state, problem, fit, step))
+            shift = self.shift(state, problem, start.fit, step)
+            state = layer.evaluate(state, problem, self.schedule(step) * start.distance, shift)
+            return layer.propose(state, problem, self.shift(state, problem, start.fit, step))
 
         seen: list[Evaluation] = []
         last = len(self.schedule_of_layers) - 1
@@ -138,15 +186,21 @@ class Unrolled(nn.Module):
             before, state = state, self.memory(iterate, state, step, last)
             if history and step > 0:
                 seen.append(_attached(_accepted(state), before.proposal))
-        state = self.schedule_of_layers[-1].conclude(state, problem, self.shift(state, problem, fit, last))
-        assert state.clipped is not None
-        assert state.rejected is not None
-        final = _accepted(state)
-        history_ = [*seen, final] if history else []
-        refined = Refined(
-            final, history_, problem, state.clipped, state.rejected, torch.zeros_like(state.clipped, dtype=torch.bool)
-        )
-        return self._fall_back(refined, start, observation, geometry) if guarded and start is not None else refined
+        return self.schedule_of_layers[-1].conclude(state, problem, self.shift(state, problem, start.fit, last)), seen
+
+    def _classical(self, state: State, problem: Problem, iterations: int) -> State:
+        """Classical iterations with their guard, on all pilots alike."""
+        assert self.classical is not None
+        for _ in range(iterations):
+            state = self.classical(state, problem)
+        return self.classical.conclude(state, problem)
+
+    def _part(
+        self, where: Tensor, observation: Observation, problem: Problem, geometry: Geometry
+    ) -> tuple[State, Problem]:
+        """Some of the scenes."""
+        part = prepare(chosen(observation, where), problem.deployment, chosen(geometry, where), self.dtype)
+        return part[1], part[0]
 
     @property
     def schedule_of_layers(self) -> list[Iteration]:
@@ -162,23 +216,15 @@ class Unrolled(nn.Module):
         shift: Shift = self.conditioner(state, problem, fit, step / max(self.num_iterations - 1, 1))
         return shift
 
-    def _fall_back(self, refined: Refined, start: Tensor, observation: Observation, geometry: Geometry) -> Refined:
+    def _fall_back(self, refined: Refined, start: Start, observation: Observation, geometry: Geometry) -> Refined:
         """Classical iterations, which never lower the objective, for the scenes where the learned ones have."""
         assert self.classical is not None
-        worse = ~(refined.final.objective >= start - self.classical.tolerance)
+        worse = ~refined.near & ~(refined.final.objective >= start.objective - self.classical.tolerance)
         if not bool(worse.any()):
             return refined
-
-        def chosen(tensor: Tensor) -> Tensor:
-            return tensor[worse]
-
-        problem, state = prepare(
-            map_tensors(observation, chosen), refined.problem.deployment, map_tensors(geometry, chosen), self.dtype
-        )
-        for _ in range(self.num_iterations):
-            state = self.classical(state, problem)
-        redone = _accepted(self.classical.conclude(state, problem))
-        return refined._replace(final=_put(refined.final, worse, redone), fallback=worse)
+        part = self._part(worse, observation, refined.problem, geometry)
+        redone = _accepted(self._classical(*part, self.num_iterations))
+        return refined._replace(final=put(refined.final, worse, redone), fallback=worse)
 
     def schedule(self, step: int) -> Tensor:
         """Taper that falls from `base + 20 delta` to zero in the last iteration: coarse first, fine afterwards.
@@ -208,17 +254,3 @@ def _attached(evaluation: Evaluation, proposal: Geometry) -> Evaluation:
     """The evaluation with the geometry as it was proposed, where it was accepted: a cut lies behind it."""
     same = (evaluation.geometry.ue_position == proposal.ue_position).all(-1)
     return evaluation._replace(geometry=select(same, proposal, evaluation.geometry))
-
-
-def _put(whole: Evaluation, where: Tensor, part: Evaluation) -> Evaluation:
-    """An evaluation with some of its scenes replaced."""
-    flat: list[Tensor] = []
-    map_tensors(part, lambda tensor: flat.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    parts = iter(flat)
-
-    def put(tensor: Tensor) -> Tensor:
-        mixed = tensor.clone()
-        mixed[where] = next(parts)
-        return mixed
-
-    return map_tensors(whole, put)
