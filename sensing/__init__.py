@@ -35,8 +35,8 @@ _PUBLIC = {
     "LocationEstimator": "sensing.estimator",
     "build_estimator": "sensing.estimator",
     "AdaptedEstimator": "sensing.adapted_estimator",
-    "learn_surroundings": "sensing.adapted_estimator",
-    "learn_clock": "sensing.adapted_estimator",
+    "learn_surroundings": "sensing.surroundings_fit",
+    "learn_clock": "sensing.surroundings_fit",
     "Surroundings": "sensing.coarse.surroundings",
     "PathLs": "sensing.baselines",
     "NompLs": "sensing.baselines",
@@ -97,7 +97,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from sensing.adapted_estimator import AdaptedEstimator, learn_clock, learn_surroundings
+    from sensing.adapted_estimator import AdaptedEstimator
     from sensing.arrays import elements, ula, upa
     from sensing.baselines import CloudGrid, GenieLmmse, GridOmp, GridSbl, IdealSync, NompLs, PathLs, RegionGrid
     from sensing.bounds import UplinkBound, uplink_bound, uplink_information
@@ -125,3 +125,4 @@ if TYPE_CHECKING:
     from sensing.metrics import gospa, nmse_db, position_error, summarize
     from sensing.ofdm import pilot_frequencies
     from sensing.simulation import Impairments, SceneSampler, Simulator, build_deployment
+    from sensing.surroundings_fit import learn_clock, learn_surroundings

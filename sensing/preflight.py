@@ -16,9 +16,12 @@ BELONGS = {
 """Learners of other things than scenes: their estimator, and the groups' options that go with it."""
 NOISE = ["known", "estimated"]
 SCENE_MEASURES = ["loss", "error_over_peb_rms", "error_over_peb_median", "error_m_rms", "nmse_db"]
+WITHOUT_GRADIENTS = ("sensing.learning.CalibrationLearner", "sensing.learning.SurroundingsLearner")
+"""Learners whose updates have no step size."""
 MEASURES = {
     "sensing.learning.Learner": SCENE_MEASURES,
     "sensing.learning.CalibrationLearner": SCENE_MEASURES,
+    "sensing.learning.SurroundingsLearner": SCENE_MEASURES,
     "sensing.learning.FileLearner": ["loss", "held_out_over_noise_db", "error_m_rms", "error_m_median"],
     "sensing.learning.FusionLearner": ["loss", "error_m_rms", "error_m_50", "error_m_80", "error_m_90"],
     "sensing.learning.DenseLearner": ["loss", "above_genie_db", "mean_above_genie_db"],
@@ -32,6 +35,7 @@ def check_evaluation(config: options.Config) -> Path | None:
     options.names(config, "estimators", options.lookup(config, "available") or {})
     options.checkpoint(config, "checkpoint")
     options.checkpoint(config, "calibration")
+    options.checkpoint(config, "surroundings")
     _check_threads(config)
     options.choice(config, "noise", NOISE)
     options.integer(config, "eval.batch_size", low=1)
@@ -78,7 +82,7 @@ def check_training(config: options.Config) -> None:
         _check_scene_training(config)
     options.integer(config, "trainer.max_epochs", low=-1)
     options.integer(config, "data.batch_size", low=1)
-    if learner != "sensing.learning.CalibrationLearner":
+    if learner not in WITHOUT_GRADIENTS:
         options.positive(config, "optimizer.lr")
     options.choice(config, "trainer.precision", [32, "32", "32-true"])
     _check_folder(config)
@@ -102,10 +106,13 @@ def _check_file_training(config: options.Config) -> None:
 
 def _check_learnable(config: options.Config) -> None:
     options.choice(config, "noise", NOISE)
-    learnable = options.lookup(config, "estimator._target_") == "sensing.estimator.build_estimator"
+    adapted = config["learner"] == "sensing.learning.SurroundingsLearner"
+    target = "sensing.adapted_estimator.build_adapted" if adapted else "sensing.estimator.build_estimator"
+    learnable = options.lookup(config, "estimator._target_") == target
     if not learnable or options.lookup(config, "estimator.name") == "classical":
         got = options.lookup(config, "estimator.name") or options.lookup(config, "estimator._target_")
-        raise ConfigError(f"estimator must have something to learn (say estimator=unfolded), got {got}, which has not")
+        say = "adapted" if adapted else "unfolded"
+        raise ConfigError(f"estimator must have something to learn (say estimator={say}), got {got}, which has not")
 
 
 def _check_belongs(config: options.Config, target: str, estimator: str, data: str) -> None:

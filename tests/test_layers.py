@@ -16,7 +16,7 @@ LAYERS = [
     "coarse",
     "inference targets",
     "estimator paper_estimator",
-    "adapted_estimator",
+    "adapted_estimator surroundings_fit",
     "metrics set_loss losses baselines",
     "data",
     "pretrained",

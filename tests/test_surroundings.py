@@ -7,13 +7,14 @@ import torch
 
 from benchmarks.hall import hall
 from sensing import ofdm
-from sensing.adapted_estimator import AdaptedEstimator, adapted, learn_clock, learn_surroundings, with_tail
+from sensing.adapted_estimator import AdaptedEstimator, adapted, with_tail
 from sensing.coarse.surroundings import Surroundings, onset, whitener
 from sensing.containers import Estimate, Observation
 from sensing.errors import ConfigError, DomainError
 from sensing.estimator import LocationEstimator
 from sensing.inference.unrolled import Unrolled
 from sensing.simulation import Impairments, Simulator
+from sensing.surroundings_fit import learn_clock, learn_surroundings
 from sensing.units import SPEED_OF_LIGHT
 
 PLAIN = hall(6)

@@ -47,6 +47,13 @@ class Surroundings(nn.Module):
         self.decay = nn.Parameter(torch.zeros(stations, dtype=torch.float64))  # log of the decay over decay_m
         self.clock = nn.Parameter(torch.zeros((), dtype=torch.float64))  # log of true over prior deviation
 
+    def check(self, deployment: Deployment) -> None:
+        """Raise ConfigError unless the deployment has as many stations."""
+        if (stations := len(deployment.bs_position)) != len(self.noise):
+            raise ConfigError(
+                f"surroundings must be of as many stations as there are, {stations}, got {len(self.noise)}"
+            )
+
     def told(self, deployment: Deployment) -> Deployment:
         """The deployment with the learned deviation of the clock offsets."""
         return deployment._replace(clock_offset_std=deployment.clock_offset_std * self.clock.exp())

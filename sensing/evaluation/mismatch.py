@@ -1,35 +1,33 @@
-"""Task `mismatch`: what wrong noise, priors and a diffuse tail cost, and how much of it learning brings back.
+"""Task `mismatch`: what a wrong model costs over its severity, and how much of it learning brings back.
 
 Four estimators on the same scenes: `classical` as it is; `classical_tuned`, the best of the candidates on scenes of the
-split `val` with their labels; `learned`, whose surroundings come from scenes of the split `train` without labels; and
-`matched`, which knows the law of the impairment, and onset and power of the tail in each scene.
+split `val` with their labels; `learned`, from scenes of the split `train` without labels: noise, tail and clocks, or
+the gains of the elements; and `matched`, which is told the truth.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from sensing.adapted_estimator import AdaptedEstimator, adapted, learn_clock, learn_surroundings
 from sensing.bounds import uplink_bound
-from sensing.channel import channel_response, scene_paths
-from sensing.coarse.surroundings import Surroundings, whitener
-from sensing.containers import Deployment, Estimate, Example, Observation, PathEstimates
+from sensing.containers import Example
 from sensing.errors import ConfigError
-from sensing.estimator import LocationEstimator, build_estimator
+from sensing.estimator import LocationEstimator
+from sensing.evaluation.mismatch_methods import Matched, learned, tuned
 from sensing.evaluation.mismatch_output import write_mismatch
 from sensing.evaluation.statistics import Floats
 from sensing.evaluation.sweep import progress_bar
 from sensing.evaluation.task import Build
 from sensing.metrics import nmse_db, position_error
-from sensing.ofdm import profile_covariance
 from sensing.simulation import Simulator
-from sensing.units import SPEED_OF_LIGHT
 
 METHODS = ("classical", "classical_tuned", "learned", "matched")
+LEARNED = ("surroundings", "gains")
+"""What is learned: noise, tail and clocks, or the gains of all elements."""
 
 
 class Found(NamedTuple):
@@ -38,57 +36,44 @@ class Found(NamedTuple):
     case: str
     severity: float
     method: str
-    error_m: Floats  # [scene] of the user
-    over_peb: Floats  # [scene] the same over the bound, which knows noise and clocks and no tail
-    nmse_db: Floats  # [scene]
+    error_m: Floats  # [seed scene] of the user
+    over_peb: Floats  # [seed scene] the same over the bound, which knows noise and clocks and nothing else of the truth
+    nmse_db: Floats  # [seed scene]
     seconds: float  # CPU time per scene
-    setting: str  # what was chosen or learned
+    setting: str  # what was chosen or learned, seed by seed
     parameters: int
-    training_scenes: int
+    training_scenes: int  # of each seed
 
 
-class Matched(AdaptedEstimator):
-    """Knows the true noise and clock deviation, and the power, decay and onset of the tail in every scene."""
+class Case(NamedTuple):
+    """What differs in one case, and what can be known of it."""
 
-    needs_truth = True
+    values: Mapping[str, Any]  # of the configuration, by dotted key
+    candidates: Sequence[Mapping[str, Any]] = ()  # of the tuning, see `mismatch_methods.candidate`
+    matched: Mapping[str, Any] | None = None  # values that the matched estimator is told, as above; None: it is absent
+    learned: str = LEARNED[0]  # what is learned
 
-    def __init__(self, simulator: Simulator, base: LocationEstimator) -> None:
-        parts: dict[str, Any] = {"detector": base.detector, "localizer": base.localizer, "unrolled": base.unrolled}
-        surroundings = Surroundings(len(simulator.deployment.bs_position))
-        super().__init__(surroundings, "matched", joint_false_alarm=base.joint_false_alarm, **parts)
-        self.simulator = simulator
-        with torch.no_grad():
-            self.surroundings.clock.fill_(float(np.log(simulator.impairments.clock_factor)))
 
-    def forward(
-        self,
-        observation: Observation,
-        deployment: Deployment,
-        paths: PathEstimates | None = None,
-        truth: Example | None = None,
-    ) -> Estimate:
-        """See `Estimator`."""
-        assert truth is not None
-        assert truth.scene is not None
-        known, sizes = observation._replace(noise_var=truth.true_noise_var), self.simulator.impairments
-        if sizes.diffuse:
-            specular = scene_paths(truth.scene, deployment)
-            channel = channel_response(specular, deployment)
-            tail = sizes.diffuse * channel.abs().square().mean((-2, -1)) / known.noise_var
-            delay = torch.where(specular.mask, specular.delay, torch.inf).amin(-1)
-            onset_m = SPEED_OF_LIGHT * torch.where(delay.isfinite(), delay, torch.zeros_like(delay))
-            power, basis = torch.linalg.eigh(profile_covariance(sizes.diffuse_decay_m, deployment.pilot_freq))
-            spectrum = 1.0 + tail[..., None] * power.clamp_min(0.0)
-            known = known._replace(whitener=whitener(spectrum, basis, onset_m, deployment))
-        return self.located(known, deployment)
+class Counts(NamedTuple):
+    """Scenes, and their SNR."""
+
+    snr_db: float
+    test: int
+    train: int
+    val: int
+    batch_size: int
+
+    def batches(self, count: int) -> list[range]:
+        """Numbers of `count` scenes."""
+        return [range(first, min(first + self.batch_size, count)) for first in range(0, count, self.batch_size)]
 
 
 def mismatch(
     build: Build,
     folder: str | Path,
-    cases: Mapping[str, Mapping[str, Any]],
-    candidates: Mapping[str, Sequence[Mapping[str, Any]]],
+    cases: Mapping[str, Mapping[str, Any] | None],
     severities: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0,),
     methods: Sequence[str] = METHODS,
     snr_db: float = 10.0,
     num_scenes: int = 500,
@@ -103,17 +88,16 @@ def mismatch(
     """Run all; write results.csv, gaps.csv, per_scene.npz, the figure and report.html.
 
     Args:
-        build: builds scenes.
+        build: builds scenes and estimators.
         folder: run folder, made if absent.
-        cases: by name, values of the configuration that differ, by dotted key.
-        candidates: by case, settings that the tuning tries beside the estimator as it is: `noise: estimated`,
-            `noise_factor` and `clock_factor` on what the estimator is told.
-        severities: of the impairments.
+        cases: by name, fields of `Case`; None leaves one out.
+        severities: of the impairments; other values of a case are the same at each.
+        seeds: of scenes and hardware.
         methods: out of `METHODS`.
         snr_db: of the nominal noise [dB].
-        num_scenes: test scenes of each case and severity.
-        train_scenes: scenes that surroundings are learned from, without labels.
-        val_scenes: scenes that candidates are compared on, with labels.
+        num_scenes: test scenes of each case, severity and seed.
+        train_scenes: scenes of each seed that are learned from, without labels.
+        val_scenes: scenes of each seed that candidates are compared on, with labels.
         batch_size: scenes at once.
         progress: show a progress bar.
         settings: configuration as text, for the report.
@@ -123,59 +107,111 @@ def mismatch(
     Raises:
         SensingError: a value does not fit, before any work is done.
     """
-    if not cases or set(cases) != set(candidates):
-        raise ConfigError(f"task.candidates must hold those of task.cases {sorted(cases)}, got {sorted(candidates)}")
+    chosen = {name: _case(name, fields) for name, fields in cases.items() if fields is not None}
+    if not chosen:
+        raise ConfigError("task.cases must hold a case, got none")
     if not methods or not set(methods) <= set(METHODS):
         raise ConfigError(f"task.methods must be out of {list(METHODS)}, got {list(methods)}")
     for name, count in (("num_scenes", num_scenes), ("train_scenes", train_scenes), ("val_scenes", val_scenes)):
         if not isinstance(count, int) or count < 1:
             raise ConfigError(f"task.{name} must be a whole number >= 1, got {count!r}")
-    severity_key = "impairments.severity"
-    plans = [
-        (case, float(severity), build.varied({**values, severity_key: severity}))
-        for case, values in cases.items()
+    for name, numbers in (("severities", severities), ("seeds", seeds)):
+        if not numbers or len(set(numbers)) != len(numbers) or not all(number >= 0 for number in numbers):
+            raise ConfigError(f"task.{name} must hold distinct numbers >= 0, got {list(numbers)}")
+    counts = Counts(snr_db, num_scenes, train_scenes, val_scenes, batch_size)
+    plans = {
+        (name, float(severity), seed): build.varied(
+            {**case.values, "impairments.severity": float(severity), "seed": int(seed)}
+        )
+        for name, case in chosen.items()
         for severity in severities
-    ]
-    simulators = [plan.simulator() for _, _, plan in plans]
-    classical = {key: value for key, value in build.value("available.classical").items() if key != "_target_"}
-    found: list[Found] = []
+        for seed in seeds
+    }
+    for plan in plans.values():
+        plan.simulator()  # refuses what does not fit
+    parts: dict[tuple[str, float, str], list[Found]] = {}
+    alike: dict[str, list[Found]] = {}  # without impairments most cases are one
     with progress_bar(progress) as bar:
-        steps = num_scenes + ("classical_tuned" in methods) * val_scenes + ("learned" in methods) * train_scenes
-        task = bar.add_task("mismatch", total=steps * len(plans))
-        for (case, severity, _), simulator in zip(plans, simulators, strict=True):
-            bar.update(task, description=f"{case} at severity {severity:g}")
-            base = build_estimator(**classical)
-            built: dict[str, tuple[LocationEstimator, str]] = {}
-            if "classical" in methods:
-                built["classical"] = base, "as it is"
-            if "classical_tuned" in methods:
-                built["classical_tuned"] = _tuned(base, simulator, candidates[case], snr_db, val_scenes, batch_size)
-                bar.advance(task, val_scenes)
-            if "learned" in methods:
-                built["learned"] = _learned(base, simulator, snr_db, train_scenes, batch_size)
-                bar.advance(task, train_scenes)
-            if "matched" in methods:
-                built["matched"] = Matched(simulator, base), "true law"
-            parts: dict[str, list[tuple[Floats, Floats, Floats]]] = {name: [] for name in built}
-            seconds = dict.fromkeys(built, 0.0)
-            for indices in _batches(num_scenes, batch_size):
-                example = simulator.examples("test", indices, snr_db)
-                for name, (estimator, _) in built.items():
-                    began = time.process_time()
-                    parts[name].append(_scores(estimator, example, simulator))
-                    seconds[name] += (time.process_time() - began) / num_scenes
-                bar.advance(task, len(indices))
-            for name, (estimator, setting) in built.items():
-                error, ratio, nmse = (np.concatenate(each) for each in zip(*parts[name], strict=True))
-                learned = sum(p.numel() for p in estimator.surroundings.parameters()) if name == "learned" else 0  # type: ignore
-                scenes = {"learned": train_scenes, "classical_tuned": val_scenes}.get(name, 0)
-                found.append(Found(case, severity, name, error, ratio, nmse, seconds[name], setting, learned, scenes))
-    write_mismatch(found, Path(folder), settings, command, notes)
+        work = bar.add_task("mismatch", total=len(plans))
+        for (name, severity, seed), plan in plans.items():
+            bar.update(work, description=f"{name} at severity {severity:g}, seed {seed}")
+            case = chosen[name]
+            others = {key: value for key, value in case.values.items() if not key.startswith("impairments.")}
+            key = repr((plan.simulator().impairments, seed, others, case[1:]))
+            if key not in alike:
+                alike[key] = _measured(plan, case, methods, counts)
+            for each in alike[key]:
+                found = each._replace(case=name, severity=severity)
+                parts.setdefault((name, severity, found.method), []).append(found)
+            bar.advance(work)
+    results = [_joined(each) for each in parts.values()]
+    write_mismatch(results, Path(folder), settings, command, notes)
+    return results
+
+
+def _case(name: str, fields: Mapping[str, Any]) -> Case:
+    """A case from its fields; raises ConfigError for one that does not exist."""
+    key = f"task.cases.{name}"
+    if not set(fields) <= set(Case._fields) or "values" not in fields:
+        raise ConfigError(f"{key} must have values and may have {', '.join(Case._fields[1:])}, got {sorted(fields)}")
+    case = Case(**fields)
+    if case.learned not in LEARNED:
+        raise ConfigError(f"{key}.learned must be one of {list(LEARNED)}, got {case.learned!r}")
+    return case
+
+
+def _measured(plan: Build, case: Case, methods: Sequence[str], counts: Counts) -> list[Found]:
+    """What the methods do in a case, at its severity and seed."""
+    simulator, base = plan.simulator(), plan.classical()
+    built: dict[str, tuple[LocationEstimator, str]] = {}
+    if "classical" in methods:
+        built["classical"] = base, "as it is"
+    if "classical_tuned" in methods:
+        built["classical_tuned"] = tuned(plan, case.candidates, _validation_error(simulator, counts))
+    if "learned" in methods and case.learned == "gains":
+        built["learned"] = plan.calibrated(counts.train, counts.snr_db, False), "gains of the elements"
+    elif "learned" in methods:
+        built["learned"] = learned(base, simulator, counts.snr_db, counts.batches(counts.train))
+    if "matched" in methods and case.matched is not None:
+        built["matched"] = Matched(simulator, plan.varied(case.matched).classical()), "truth"
+    parts: dict[str, list[tuple[Floats, Floats, Floats]]] = {name: [] for name in built}
+    seconds = dict.fromkeys(built, 0.0)
+    for indices in counts.batches(counts.test):
+        example = simulator.examples("test", indices, counts.snr_db)
+        for name, (estimator, _) in built.items():
+            began = time.process_time()
+            parts[name].append(_scores(estimator, example, simulator))
+            seconds[name] += (time.process_time() - began) / counts.test
+    found = []
+    for name, (estimator, setting) in built.items():
+        error, ratio, nmse = (np.concatenate(each)[None] for each in zip(*parts[name], strict=True))
+        part = getattr(estimator, "calibration" if case.learned == "gains" else "surroundings", None)
+        size = sum(p.numel() for p in part.parameters()) if name == "learned" and part is not None else 0
+        scenes = {"learned": counts.train, "classical_tuned": counts.val}.get(name, 0)
+        found.append(Found("", 0.0, name, error, ratio, nmse, seconds[name], setting, size, scenes))
     return found
 
 
-def _batches(count: int, size: int) -> list[range]:
-    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+def _joined(parts: Sequence[Found]) -> Found:
+    """The seeds of one method together."""
+    return parts[0]._replace(
+        error_m=np.concatenate([part.error_m for part in parts]),
+        over_peb=np.concatenate([part.over_peb for part in parts]),
+        nmse_db=np.concatenate([part.nmse_db for part in parts]),
+        seconds=float(np.mean([part.seconds for part in parts])),
+        setting=" | ".join(dict.fromkeys(part.setting for part in parts)),
+    )
+
+
+def _validation_error(simulator: Simulator, counts: Counts) -> Callable[[LocationEstimator], float]:
+    def error(estimator: LocationEstimator) -> float:
+        found = [
+            _scores(estimator, simulator.examples("val", indices, counts.snr_db), simulator)[0]
+            for indices in counts.batches(counts.val)
+        ]
+        return float(np.concatenate(found).mean())
+
+    return error
 
 
 @torch.no_grad()
@@ -190,50 +226,3 @@ def _scores(estimator: LocationEstimator, example: Example, simulator: Simulator
     error = position_error(estimate.ue_position, scene.ue_position)
     bound = uplink_bound(scene, example.true_noise_var, true).ue_position_m
     return error.numpy(), (error / bound).numpy(), nmse_db(estimate.channel, example.channel).numpy()
-
-
-def _tuned(
-    base: LocationEstimator,
-    simulator: Simulator,
-    candidates: Sequence[Mapping[str, Any]],
-    snr_db: float,
-    scenes: int,
-    batch_size: int,
-) -> tuple[LocationEstimator, str]:
-    """The candidate with the least mean error on validation scenes, and what it is."""
-    tried: list[tuple[float, LocationEstimator, str]] = []
-    for candidate in ({}, *candidates):
-        estimator = _candidate(base, simulator, candidate)
-        errors = [
-            _scores(estimator, simulator.examples("val", indices, snr_db), simulator)[0]
-            for indices in _batches(scenes, batch_size)
-        ]
-        text = ", ".join(f"{key} {value}" for key, value in candidate.items()) or "as it is"
-        tried.append((float(np.concatenate(errors).mean()), estimator, text))
-    _, estimator, text = min(tried, key=lambda each: each[0])
-    return estimator, text
-
-
-def _candidate(base: LocationEstimator, simulator: Simulator, candidate: Mapping[str, Any]) -> LocationEstimator:
-    if unknown := set(candidate) - {"noise", "noise_factor", "clock_factor"}:
-        raise ConfigError(f"task.candidates must hold noise, noise_factor, clock_factor, got {sorted(unknown)}")
-    if candidate.get("noise") == "estimated":
-        parts = base.detector, base.localizer, base.unrolled
-        return LocationEstimator(*parts, noise="estimated", joint_false_alarm=base.joint_false_alarm)
-    surroundings = Surroundings(len(simulator.deployment.bs_position))
-    with torch.no_grad():
-        surroundings.noise.fill_(float(np.log(candidate.get("noise_factor", 1.0))))
-        surroundings.clock.fill_(float(np.log(candidate.get("clock_factor", 1.0))))
-    return adapted(base, surroundings)
-
-
-def _learned(
-    base: LocationEstimator, simulator: Simulator, snr_db: float, scenes: int, batch_size: int
-) -> tuple[LocationEstimator, str]:
-    """Surroundings learned from observations of training scenes, and what they are."""
-    deployment = simulator.deployment
-    estimator = adapted(base, Surroundings(len(deployment.bs_position)))
-    observations = [simulator.examples("train", each, snr_db).observation for each in _batches(scenes, batch_size)]
-    learn_surroundings(estimator, observations, deployment)
-    learn_clock(estimator, observations, deployment)
-    return estimator, estimator.surroundings.described()

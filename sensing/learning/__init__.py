@@ -6,6 +6,7 @@ from sensing.learning.dense import DenseLearner
 from sensing.learning.file_learner import FileLearner
 from sensing.learning.fusion import FusionLearner
 from sensing.learning.learner import Learner
+from sensing.learning.surroundings import SurroundingsLearner
 
 __all__ = [
     "CalibrationLearner",
@@ -15,5 +16,6 @@ __all__ = [
     "Learner",
     "ParameterLog",
     "SceneFigure",
+    "SurroundingsLearner",
     "self_calibrated",
 ]

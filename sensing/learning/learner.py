@@ -1,5 +1,6 @@
 """The LightningModule that trains an unfolded estimator end to end."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,17 +71,22 @@ class Learner(TrainedModule):
 
     def measures(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss, error over PEB and NMSE."""
-        observable = torch.isfinite(seen["peb"])
-        ratio = seen["error"][observable] / seen["peb"][observable]
-        linear = 10.0 ** (seen["nmse"] / 10.0)
-        return {
-            "loss": seen["loss"].mean(),
-            "error_over_peb_rms": ratio.square().mean().sqrt(),
-            "error_over_peb_median": ratio.median(),
-            "converged": (ratio < 3.0).double().mean(),
-            "error_m_rms": seen["error"].square().mean().sqrt(),
-            "nmse_db": 10.0 * torch.log10(linear.mean()),
-        }
+        return scene_measures(seen)
+
+
+def scene_measures(seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Metrics from `loss`, `error` and `peb` [m] and `nmse` [dB] of scenes."""
+    observable = torch.isfinite(seen["peb"])
+    ratio = seen["error"][observable] / seen["peb"][observable]
+    linear = 10.0 ** (seen["nmse"] / 10.0)
+    return {
+        "loss": seen["loss"].mean(),
+        "error_over_peb_rms": ratio.square().mean().sqrt(),
+        "error_over_peb_median": ratio.median(),
+        "converged": (ratio < 3.0).double().mean(),
+        "error_m_rms": seen["error"].square().mean().sqrt(),
+        "nmse_db": 10.0 * torch.log10(linear.mean()),
+    }
 
 
 def _not_finite(refined: Refined) -> list[str]:

@@ -67,24 +67,32 @@ def build_simulators(config: DictConfig) -> list[Simulator]:
     return simulators
 
 
-LEARNED = {"unfolded": "checkpoint", "calibrated": "calibration"}
+LEARNED = {"unfolded": "checkpoint", "calibrated": "calibration", "adapted": "surroundings"}
 """Keys that name the weights of learned estimators."""
 
 
 def build_estimators(config: DictConfig) -> dict[str, Any]:
     """The estimators asked for, by the name under which they appear in the results.
 
-    A learned estimator without its weights is labelled `unfolded_untrained` or `calibrated_untrained`: it is the
-    classical one at a fixed depth.
+    A learned estimator without its weights is labelled `unfolded_untrained` and the like: it is the classical one at a
+    fixed depth.
+
+    Raises:
+        SensingError: weights of another kind, or surroundings of another number of stations.
     """
     settings = plain(config)
     chosen = options.names(settings, "estimators", config.available)
     weights = {name: options.checkpoint(settings, key) for name, key in LEARNED.items()}
-    estimators = {}
+    estimators: dict[str, Any] = {}
     for name in chosen:
         if (path := weights.get(name)) is not None:
             import sensing.learning as learning  # pulls lightning, which takes seconds to import
 
+            if name == "adapted":
+                estimators[name] = learning.SurroundingsLearner.load(path).estimator
+                if settings["data"]["source"] == "synthetic":
+                    estimators[name].surroundings.check(build_deployment(config))
+                continue
             kind = learning.CalibrationLearner if name == "calibrated" else learning.Learner
             estimators[name] = kind.load(path).estimator
         else:

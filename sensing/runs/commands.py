@@ -43,6 +43,8 @@ def evaluate_command(checkpoint: str, config: DictConfig) -> str:
     weights = [f"checkpoint={shown}"]
     if config.estimator.get("calibration"):
         weights = ["estimators=[classical,calibrated]", f"calibration={shown}", f"seed={config.seed}"]
+    elif config.estimator.get("surroundings"):
+        weights = ["estimators=[classical,adapted]", f"surroundings={shown}", f"seed={config.seed}"]
     return shlex.join([*_program("evaluate"), *arguments, *weights])
 
 
