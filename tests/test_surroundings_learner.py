@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
     with pytest.raises(CheckpointError, match="must be of Learner, got one of SurroundingsLearner"):
         build_estimators(config("evaluate", "estimators=[unfolded]", f"checkpoint={folder}/site.safetensors"))
     with pytest.raises(CheckpointError, match="must be of SurroundingsLearner, got one of Learner"):
-        build_estimators(config("evaluate", "estimators=[adapted]", "surroundings=hall"))
+        build_estimators(config("evaluate", "estimators=[adapted]", "surroundings=hall_hard"))
     broken = tmp_path / "site.safetensors"
     broken.write_bytes((folder / "site.safetensors").read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="must be weights that"):
