@@ -38,12 +38,16 @@ def _notes(config: options.Config, estimators: Mapping[str, Any]) -> dict[str, s
     notes = {"noise variance": "estimated from the observation"} if config["noise"] == "estimated" else {}
     synthetic = config["data"]["source"] == "synthetic"
     if "unfolded" in estimators:
-        notes["unfolded"] = f"trained, {config['checkpoint']}"
-        if difference := trained_elsewhere(config["checkpoint"], config):
+        weights = options.unfolded_weights(config)
+        assert weights is not None
+        notes["unfolded"] = f"trained, {weights}"
+        if difference := trained_elsewhere(weights, config):
             notes["unfolded was trained elsewhere"] = difference
             log.warning("unfolded was trained elsewhere: %s", difference)
     elif "unfolded_untrained" in estimators:
-        notes["unfolded"] = "untrained: no checkpoint was given"
+        notes["unfolded"] = (
+            "untrained: checkpoint=null" if config["checkpoint"] is None else "untrained: no weights of this scene ship"
+        )
     if tuned := [name for name in estimators if name in TUNED]:
         here = synthetic and config["scene"]["name"] in TUNED_ON
         notes["settings"] = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sensing.errors import ConfigError
-from sensing.pretrained import checkpoint_path, shipped
+from sensing.pretrained import checkpoint_path, of_scene, shipped
 
 Config = Mapping[str, Any]
 
@@ -109,3 +109,13 @@ def checkpoint(config: Config, key: str) -> Path | None:
     if not isinstance(value, str) or not value:
         refuse(key, f"the path of a checkpoint or one of the shipped {shipped()}", value)
     return checkpoint_path(value, key)
+
+
+def unfolded_weights(config: Config) -> str | None:
+    """What `checkpoint` stands for: a path, a shipped name, or None for untrained; checked.
+
+    `auto` is the shipped weights that have the name of the scene, if there are any; scenes of a file have none.
+    """
+    if lookup(config, "checkpoint") != "auto":
+        return None if checkpoint(config, "checkpoint") is None else str(lookup(config, "checkpoint"))
+    return of_scene(lookup(config, "scene.name")) if lookup(config, "data.source") == "synthetic" else None

@@ -33,7 +33,7 @@ def check_evaluation(config: options.Config) -> Path | None:
     """Check the keys of an evaluation, first of all; returns the observation file, None for synthetic scenes."""
     _check_command(config, "evaluate", "eval", foreign={"trainer", "optimizer", "loss", "callbacks", "ckpt_path"})
     options.names(config, "estimators", options.lookup(config, "available") or {})
-    options.checkpoint(config, "checkpoint")
+    options.unfolded_weights(config)
     options.checkpoint(config, "calibration")
     options.checkpoint(config, "surroundings")
     _check_threads(config)

@@ -281,6 +281,11 @@ def test_every_experiment_and_sweep_composes_by_the_command_in_its_header(path):
             "checkpoint=absent.ckpt",
             r"checkpoint must be an existing file or one of .*, got 'absent\.ckpt': not found",
         ),
+        (
+            "checkpoint=hal",
+            r"checkpoint must be .* one of the shipped \[.*'hall', 'hall_hard'.*\], got 'hal': not found",
+        ),
+        ("checkpoint=3", r"checkpoint must be the path of a checkpoint or one of the shipped .*, got 3"),
         ("seed=-1", r"seed must be a whole number >= 0, got -1"),
         ("data=file", r"data\.path must be the path of a file \(say data\.path=FILE\), got None"),
         ("data.split=dev", r"data\.split must be one of .*, got 'dev'"),

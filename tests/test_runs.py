@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from sensing import runs
+from sensing import options, runs
 from sensing.about import SCENE_KEYS
 from sensing.cli import conf_dir
 from sensing.errors import CheckpointError, ConfigError, NumericalError
@@ -161,8 +161,30 @@ def test_broken_checkpoint_is_refused(tmp_path, content):
 
 
 def test_untrained_unfolded_estimator_is_labelled_so(tmp_path):
-    names = list(runs.build_estimators(config(tmp_path, "estimators=[classical,unfolded]", command="evaluate")))
+    both = "estimators=[classical,unfolded]"
+    names = list(runs.build_estimators(config(tmp_path, both, "checkpoint=null", command="evaluate")))
     assert names == ["classical", "unfolded_untrained"]
+
+
+def test_weights_of_the_scene_are_the_default(tmp_path):
+    """A scene without shipped weights, and a file, have none; a name gives the same as the default."""
+    both = "estimators=[classical,unfolded]"
+    for scene in ("hall_hard", "hall"):
+        weights = options.unfolded_weights(runs.plain(config(tmp_path, f"scene={scene}", command="evaluate")))
+        assert weights == scene
+        built = runs.build_estimators(config(tmp_path, f"scene={scene}", both, command="evaluate"))
+        named = runs.build_estimators(
+            config(tmp_path, f"scene={scene}", both, f"checkpoint={scene}", command="evaluate")
+        )
+        assert list(built) == list(named) == ["classical", "unfolded"]
+        ours, theirs = (dict(each["unfolded"].named_parameters()) for each in (built, named))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert any((parameter != 0).any() for parameter in built["unfolded"].unrolled.layers.parameters())
+    for other in (["scene=urban"], ["data=file", "data.path=x.h5"], ["checkpoint=null"]):
+        assert options.unfolded_weights(runs.plain(config(tmp_path, *other, command="evaluate"))) is None
+    assert list(runs.build_estimators(config(tmp_path, "scene=urban", both, command="evaluate")))[1].endswith(
+        "untrained"
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,18 @@ from sensing.errors import CheckpointError
 
 FOLDER = Path(__file__).parent
 SUFFIX = ".safetensors"
+SCENES = ("hall", "hall_hard")
+"""Scenes whose name is that of unfolded layers trained on them; other names are of other learners or settings."""
 
 
 def shipped() -> list[str]:
     """Names of the weights that ship with the package."""
     return sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}"))
+
+
+def of_scene(name: str | None) -> str | None:
+    """Name of the unfolded layers that ship for a scene, None where there are none."""
+    return name if name in SCENES and name in shipped() else None
 
 
 def checkpoint_path(name: str | Path, key: str = "checkpoint") -> Path:

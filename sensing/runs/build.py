@@ -74,15 +74,17 @@ LEARNED = {"unfolded": "checkpoint", "calibrated": "calibration", "adapted": "su
 def build_estimators(config: DictConfig) -> dict[str, Any]:
     """The estimators asked for, by the name under which they appear in the results.
 
-    A learned estimator without its weights is labelled `unfolded_untrained` and the like: it is the classical one at a
-    fixed depth.
+    A learned estimator without its weights is labelled `unfolded_untrained` and the like.
 
     Raises:
         SensingError: weights of another kind, or surroundings of another number of stations.
     """
     settings = plain(config)
     chosen = options.names(settings, "estimators", config.available)
-    weights = {name: options.checkpoint(settings, key) for name, key in LEARNED.items()}
+    weights = {
+        name: options.unfolded_weights(settings) if name == "unfolded" else options.checkpoint(settings, key)
+        for name, key in LEARNED.items()
+    }
     estimators: dict[str, Any] = {}
     for name in chosen:
         if (path := weights.get(name)) is not None:
