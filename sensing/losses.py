@@ -100,8 +100,10 @@ class BoundNormalisedLoss:
             ("layerwise_epochs", layerwise_epochs),
             ("scatterer_weight", scatterer_weight),
         ):
-            if not value >= 0:
-                raise ConfigError(f"loss.{name} must be >= 0, got {value}")
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"loss.{name} must be finite and >= 0, got {value}")
+        if layerwise_epochs != int(layerwise_epochs):
+            raise ConfigError(f"loss.layerwise_epochs must be a whole number, got {layerwise_epochs}")
         if not scatterer_cutoff_m > 0:
             raise ConfigError(f"loss.scatterer_cutoff_m must be > 0, got {scatterer_cutoff_m}")
         self.channel_weight, self.final_weight, self.coarse_weight = channel_weight, final_weight, coarse_weight

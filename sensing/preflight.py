@@ -3,6 +3,7 @@
 They see plain dictionaries and import nothing heavy, so that a mistake is answered in a second.
 """
 
+import os
 from pathlib import Path
 
 from sensing import options
@@ -70,6 +71,10 @@ def check_training(config: options.Config) -> None:
     export = options.lookup(config, "export")
     if export is not None and not (isinstance(export, str) and Path(export).suffix == SUFFIX):
         options.refuse("export", f"a file NAME{SUFFIX} or null", export)
+    if export is not None and not os.access(Path(export).resolve().parent, os.W_OK):
+        options.refuse("export", "a file in a folder that exists and can be written", export)
+    if options.lookup(config, "ckpt_path") is not None and options.lookup(config, "init_from") is not None:
+        raise ConfigError("ckpt_path (resume) and init_from (fine-tune) must not both be given, got both")
     _check_threads(config)
     options.integer(config, "seed", low=0)
     learner = options.choice(config, "learner", list(MEASURES))

@@ -274,3 +274,14 @@ def test_the_command_says_what_is_missing(path):
     wrong = {"_target_": "sensing.estimator.build_estimator", "name": "classical"}
     with pytest.raises(ConfigError, match="something to learn"):
         check_training(config_of(path, estimator=wrong))
+
+
+def test_a_share_that_leaves_nothing_to_train_on(path, caplog):
+    with pytest.raises(ConfigError, match=r"data\.val_share must leave a scene to train on, got 0\.9 of 4 scenes"):
+        FileDataModule(path, num_scenes=4, val_share=0.9)
+    with pytest.raises(ConfigError, match=r"hold_out must be whole numbers, got .* 2\.5"):
+        FileDataModule(path, hold_out=2.5)
+    FileDataModule(path, half="even")
+    assert "no scene is left" not in caplog.text
+    FileDataModule(path)
+    assert "no scene is left for the test" in caplog.text

@@ -16,6 +16,7 @@ from sensing.cli import conf_dir
 from sensing.errors import CheckpointError, ConfigError, NumericalError
 from sensing.learning import Learner
 from sensing.runs.commands import evaluate_command
+from sensing.runs.training import build_trainer
 from sensing.runs.weights import trained_for
 
 SMALL = [
@@ -34,6 +35,14 @@ SMALL = [
 def config(folder, *overrides, command="train"):
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         return compose(command, [*(SMALL if command == "train" else ()), f"output_dir={folder}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def saved_checkpoint(tmp_path_factory):
+    """The last checkpoint of a short training."""
+    folder = tmp_path_factory.mktemp("training")
+    runs.train(config(folder, "trainer.max_epochs=1", "data.detected_every=0"))
+    return folder / "checkpoints/last.ckpt"
 
 
 def test_resumed_training_equals_the_unbroken_one(tmp_path, capsys):
@@ -61,6 +70,94 @@ def test_resumed_training_equals_the_unbroken_one(tmp_path, capsys):
     assert any(not torch.equal(value, start[name]) for name, value in states[0].items())
 
 
+def test_training_resumed_within_an_epoch_equals_the_unbroken_one(tmp_path, monkeypatch):
+    """Saved after two of four batches: the third follows, not the first one again."""
+    given = ["trainer.max_epochs=1", "trainer.val_check_interval=2", "trainer.accumulate_grad_batches=1"]
+    given += ["data.scenes_per_epoch=8", "optimizer.final_lr_fraction=1", "data.detected_every=0"]
+
+    class Stop(Exception):
+        pass
+
+    class Breaks(lightning.Callback):
+        def on_train_batch_start(self, trainer, learner, batch, batch_idx):
+            if batch_idx == 2:
+                raise Stop
+
+    def built(settings):
+        trainer = build_trainer(settings)
+        trainer.callbacks.append(Breaks())
+        return trainer
+
+    runs.train(config(tmp_path / "whole", *given))
+    with monkeypatch.context() as patch:
+        patch.setattr("sensing.runs.training.build_trainer", built)
+        with pytest.raises(Stop):
+            runs.train(config(tmp_path / "first", *given))
+    last = tmp_path / "first/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    runs.train(config(tmp_path / "second", *given, f"ckpt_path={last}"))
+    states = [
+        torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in ("whole", "second")
+    ]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_parameters_that_are_not_finite_are_not_the_best_ones(tmp_path, monkeypatch):
+    """They become so after the last training loss: nothing is saved, and nothing returned."""
+    step = torch.optim.Adam.step
+
+    def spoilt(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        with torch.no_grad():
+            for parameter in self.param_groups[-1]["params"]:
+                parameter.fill_(math.nan)
+        return result
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spoilt)
+    one = ["trainer.max_epochs=1", "trainer.accumulate_grad_batches=2", "data.detected_every=0"]
+    with pytest.raises(NumericalError, match="val/loss must be finite, got nan") as caught:
+        runs.train(config(tmp_path, *one))
+    assert "last good checkpoint: none was written" in str(caught.value)
+    assert not list(tmp_path.glob("checkpoints/*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda saved: {"weights": saved["state_dict"]}, "KeyError"),
+        (lambda saved: {"state_dict": saved["state_dict"]}, "holds no pytorch-lightning_version, loops"),
+    ],
+)
+def test_checkpoint_that_cannot_be_resumed_is_refused(tmp_path, saved_checkpoint, spoil, reason):
+    path = tmp_path / "spoilt.ckpt"
+    torch.save(spoil(torch.load(saved_checkpoint, weights_only=True)), path)
+    with pytest.raises(CheckpointError, match=rf"ckpt_path must be a checkpoint of train\.py, got .*{reason}"):
+        runs.train(config(tmp_path, f"ckpt_path={path}"))
+
+
+def test_a_training_is_resumed_with_its_own_optimizer(tmp_path, saved_checkpoint):
+    with pytest.raises(
+        CheckpointError, match=r"ckpt_path must be of a training with torch.optim.SGD, got one with .*Adam"
+    ):
+        runs.train(config(tmp_path, "optimizer=sgd", f"ckpt_path={saved_checkpoint}"))
+    with pytest.raises(ConfigError, match="must not both be given"):
+        runs.train(config(tmp_path, "init_from=hall_hard", f"ckpt_path={saved_checkpoint}"))
+
+
+def test_weights_of_another_kind_are_refused_even_where_all_shapes_agree(tmp_path, saved_checkpoint):
+    saved = torch.load(saved_checkpoint, weights_only=True)
+    torch.save(saved | {"learner": "CalibrationLearner"}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="checkpoint must be of Learner, got one of CalibrationLearner"):
+        Learner.load(tmp_path / "other.ckpt")
+    assert saved["learner"] == "Learner"
+
+
+def test_an_export_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ConfigError, match="export must be a file in a folder that exists"):
+        runs.train(config(tmp_path, f"export={tmp_path / 'nowhere' / 'w.safetensors'}"))
+
+
 def test_training_that_diverges_says_where_and_names_its_last_good_checkpoint(tmp_path):
     """An epoch that goes well, then steps that are far too long."""
     one = ["optimizer=sgd", "trainer.gradient_clip_val=null", "trainer.accumulate_grad_batches=1"]
@@ -86,7 +183,9 @@ def learner(num_iterations):
 
 def test_checkpoint_of_another_architecture_is_refused(tmp_path):
     path = str(tmp_path / "two.ckpt")
-    torch.save({"state_dict": learner(2).state_dict()}, path)
+    there, state = dict(learner(2).hparams), learner(2).state_dict()
+    others = {"pytorch-lightning_version": "2", "loops": {}, "optimizer_states": [], "hyper_parameters": there}
+    torch.save({"state_dict": state} | others, path)
     runs.check_resume(path, learner(2))
     with pytest.raises(
         CheckpointError, match=r"ckpt_path must belong to the configured estimator: .* is \[.*got absent"

@@ -1,5 +1,7 @@
 """Scenes for training: the same for any number of workers and batch size, fresh every epoch."""
 
+import math
+
 import pytest
 import torch
 from torch.utils.data import default_collate
@@ -152,3 +154,19 @@ def test_distinct_scenes_repeat_with_other_starts_and_keep_the_schedule(tiny):
     assert same(tasks[0].start, plain[0].start)
     held = [module(tiny, num_train_scenes=count).datasets["val"][0] for count in (3, None)]
     assert same(*held)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"val_snr_db": math.nan}, r"data\.val_snr_db must be finite, got"),
+        ({"snr_db": (5.0, math.inf)}, r"data\.snr_db must be finite, got"),
+        ({"val_amplitude": math.nan}, r"data\.val_amplitude must be finite and >= 0"),
+        ({"test_amplitude": -5.0}, r"data\.test_amplitude must be finite and >= 0"),
+        ({"curriculum": 0.5}, r"data\.curriculum must be a whole number >= 0, got 0\.5"),
+        ({"num_train_scenes": 1.5}, r"data\.num_train_scenes must be a whole number >= 1"),
+    ],
+)
+def test_numbers_that_do_not_fit(tiny, given, message):
+    with pytest.raises(ConfigError, match=message):
+        SceneDataModule(tiny.simulator, **given)

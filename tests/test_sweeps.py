@@ -193,3 +193,11 @@ def test_figure_is_drawn_for_objectives_and_for_evaluations(sweep, tmp_path_fact
         text = "\n".join(["estimator,snr_db,metric,statistic,value", *rows]) + "\n"
         (folder / str(number) / "results.csv").write_text(text)
     assert draw_jobs(folder / "sweep.png", read_jobs(folder))
+
+
+@pytest.mark.parametrize("values", [("1", "nan", "3"), ("1", "10", "inf"), ("-1", "0", "1e400")])
+def test_figure_is_drawn_for_values_that_have_no_place_on_an_axis(tmp_path, values):
+    for number, value in enumerate(values):
+        record = Record([f"optimizer.lr={value}"], DONE, value=float(number), objective="val/loss")
+        write_record(tmp_path / str(number), record)
+    assert draw_jobs(tmp_path / "sweep.png", read_jobs(tmp_path))

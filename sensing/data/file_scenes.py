@@ -5,6 +5,7 @@ estimator makes of the rest is judged by them, which needs no truth. So does the
 another one in every epoch, if asked for: it should be the user that all stations find.
 """
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from sensing.data.reader import read_observations
 from sensing.data.schema import ObservationSet
 from sensing.errors import ConfigError, MissingTruthError
 
+log = logging.getLogger(__name__)
 LABELS = ("auto", "needed", "ignored")
 HALVES = {None: slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
 
@@ -106,7 +108,11 @@ class FileDataModule(FreshDataModule):
                 f"(data.half={half}, data.num_scenes={num_scenes}) of {count} in {path}"
             )
         val = max(1, round(val_share * len(scenes)))
-        rest = sorted(set(range(count)) - set(scenes))  # where the file has any left
+        if val == len(scenes):
+            raise ConfigError(f"data.val_share must leave a scene to train on, got {val_share} of {len(scenes)} scenes")
+        rest = sorted(set(range(count)) - set(scenes))
+        if not rest:
+            log.warning("no scene is left for the test: that of the validation scenes takes its place")
         self.scenes = {"train": scenes[:-val], "val": scenes[-val:], "test": rest or scenes[-val:]}
         super().__init__({split: Turns(part) for split, part in self.scenes.items()}, batch_size)
         self.file, self.scale_m, self.hold_out, self.hold_out_stations = file, scale_m, hold_out, hold_out_stations
@@ -163,6 +169,11 @@ def _check(
     for name, value, low in (("num_scenes", num_scenes, 2), ("num_labels", num_labels, 0)):
         if value is not None and value < low:
             raise ConfigError(f"data.{name} must be >= {low} or null, got {value}")
+    if not all(isinstance(count, int) for count in (num_scenes or 2, num_labels or 0, batch_size, hold_out)):
+        raise ConfigError(
+            f"data.num_scenes, num_labels, batch_size and hold_out must be whole numbers, got {num_scenes}, "
+            f"{num_labels}, {batch_size} and {hold_out}"
+        )
     if batch_size < 1 or hold_out < 2:
         raise ConfigError(f"data.batch_size must be >= 1 and hold_out >= 2, got {batch_size} and {hold_out}")
     if not 0.0 < val_share < 1.0 or not scale_m > 0.0:

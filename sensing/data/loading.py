@@ -1,6 +1,6 @@
 """What data modules share: fresh scenes in every epoch of training, the same ones in validation and test."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning
@@ -16,10 +16,11 @@ class FreshSampler(Sampler[int]):
         length: scenes per epoch, over all processes.
         rank: this process.
         world: number of processes.
+        done: how many scenes of its epoch this process has had, where a run is resumed in the middle of one.
     """
 
-    def __init__(self, length: int, rank: int = 0, world: int = 1) -> None:
-        self.length, self.rank, self.world, self.epoch = length, rank, world, 0
+    def __init__(self, length: int, rank: int = 0, world: int = 1, done: Callable[[], int] = lambda: 0) -> None:
+        self.length, self.rank, self.world, self.done, self.epoch = length, rank, world, done, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose scenes come next."""
@@ -30,7 +31,8 @@ class FreshSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * self.length + self.rank
-        return iter(range(first, first + len(self) * self.world, self.world))
+        done = self.done() % len(self)  # all of it: the epoch before this one
+        return iter(range(first + done * self.world, first + len(self) * self.world, self.world))
 
 
 class FreshDataModule(lightning.LightningDataModule):
@@ -51,7 +53,14 @@ class FreshDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Items that no earlier epoch had."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader("train", FreshSampler(len(self.datasets["train"]), rank, world))  # type: ignore[arg-type]
+        length = len(self.datasets["train"])  # type: ignore[arg-type]
+        return self._loader("train", FreshSampler(length, rank, world, self._done))
+
+    def _done(self) -> int:
+        """Items of this epoch that a resumed run has had: Lightning counts their batches and asks for the rest."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready * (self.batch_size or 1)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """What the best checkpoint is chosen by, the same in every epoch."""
@@ -72,7 +81,7 @@ class FreshDataModule(lightning.LightningDataModule):
 
 
 def check_counts(least: int = 1, **counts: int) -> None:
-    """Raises ConfigError for a count of `data` below the least."""
+    """Raises ConfigError for a count of `data` that is no whole number or below the least."""
     for name, value in counts.items():
-        if value < least:
-            raise ConfigError(f"data.{name} must be >= {least}, got {value}")
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"data.{name} must be a whole number >= {least}, got {value}")

@@ -6,6 +6,7 @@ With m distinct scenes, number i is scene i modulo m, with its noise and SNR; on
 data, is drawn anew.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -144,6 +145,15 @@ class SceneDataModule(FreshDataModule):
             raise ConfigError(f"data.snr_db must be [lowest, highest], got {list(snr_db)}")
         if len(amplitude) != 2 or not 0 <= amplitude[0] <= amplitude[1]:
             raise ConfigError(f"data.amplitude must be [lowest, highest] and >= 0, got {list(amplitude)}")
+        for name, values, least in (
+            ("snr_db", snr_db, -math.inf),
+            ("val_snr_db", [val_snr_db], -math.inf),
+            ("amplitude", amplitude, 0.0),
+            ("val_amplitude", [val_amplitude], 0.0),
+            ("test_amplitude", [test_amplitude], 0.0),
+        ):
+            if not all(math.isfinite(value) and value >= least for value in values):
+                raise ConfigError(f"data.{name} must be finite{' and >= 0' if least == 0 else ''}, got {values}")
         check_counts(0, detected_every=detected_every, ghosts=ghosts, curriculum=curriculum, num_workers=num_workers)
         datasets = {
             "train": SceneDataset(simulator, "train", snr_db, scenes_per_epoch, num_train_scenes, curriculum),

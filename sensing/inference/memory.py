@@ -38,8 +38,8 @@ class Memory:
     def __init__(self, mode: str = "full", window: int = 2, tied: bool = True) -> None:
         if mode not in MODES:
             raise ConfigError(f"memory must be one of {', '.join(MODES)}, got {mode!r}")
-        if window < 1:
-            raise ConfigError(f"window must be >= 1, got {window}")
+        if not isinstance(window, int) or window < 1:
+            raise ConfigError(f"window must be a whole number >= 1, got {window}")
         if mode == "implicit" and not tied:
             raise ConfigError("memory=implicit must have iterations that are alike (tied=true), got tied=false")
         self.mode, self.window = mode, window

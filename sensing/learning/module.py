@@ -85,24 +85,33 @@ class TrainedModule(lightning.LightningModule):
     @classmethod
     def _saved(cls, path: Path) -> Self:
         """From a checkpoint of Lightning."""
+        saved = torch.load(path, map_location="cpu", weights_only=True).get("learner")
+        if saved not in (None, cls._known_as()):
+            raise CheckpointError(f"checkpoint must be of {cls._known_as()}, got one of {saved} in {path}")
         learner: Self = cls.load_from_checkpoint(str(path), map_location="cpu", weights_only=True)
         return learner
+
+    @classmethod
+    def _known_as(cls) -> str:
+        return cls.exported_as or cls.__name__
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the class, so that the weights of another one are refused even where all shapes agree."""
+        checkpoint["learner"] = self._known_as()
 
     @classmethod
     def _exported(cls, path: Path) -> Self:
         """From exported weights."""
         weights = read_weights(path)
-        if weights.learner != (wanted := cls.exported_as or cls.__name__):
-            raise CheckpointError(f"checkpoint must be of {wanted}, got one of {weights.learner} in {path}")
+        if weights.learner != cls._known_as():
+            raise CheckpointError(f"checkpoint must be of {cls._known_as()}, got one of {weights.learner} in {path}")
         learner = cls(**weights.hyperparameters)
         learner.load_state_dict(weights.state)
         return learner
 
     def export(self, path: str | Path, **about: Any) -> None:
         """Write the weights as safetensors, with plain values that say what made them."""
-        write_weights(
-            path, Weights(self.exported_as or type(self).__name__, dict(self.hparams), self.state_dict(), about)
-        )
+        write_weights(path, Weights(self._known_as(), dict(self.hparams), self.state_dict(), about))
 
     def on_after_backward(self) -> None:
         """Leave out a step whose gradient is not finite; counted in train/skipped_steps.
@@ -147,20 +156,25 @@ class TrainedModule(lightning.LightningModule):
         self._log_scenes("test")
 
     def _log_scenes(self, stage: str) -> None:
-        """Metrics over all scenes of this process's share."""
+        """Metrics over all scenes of this process's share; a loss that is not finite is not saved as the best."""
         seen = {name: torch.cat([each[name] for each in self.seen]) for name in self.seen[0]}
         values = {f"{stage}/{name}": value for name, value in self.measures(seen).items()}
+        if not torch.isfinite(loss := values[f"{stage}/loss"]):
+            bad = [name for name, parameter in self.named_parameters() if not torch.isfinite(parameter).all()]
+            raise self.diverged(f"{stage}/loss must be finite, got {float(loss)}", bad or ["with finite parameters"])
         self.log_dict(values, prog_bar=False, sync_dist=True)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the settings over the learnable parameters.
 
         Raises:
-            ConfigError: torch.optim has no such class, or it refuses its arguments.
+            ConfigError: torch.optim has no such class, it refuses its arguments, or a fraction is not finite and >= 0.
         """
         settings = dict(self.hparams["optimizer"])
-        settings.pop("final_lr_fraction", None)
-        share = settings.pop("layer_lr_fraction", 1.0)
+        final, share = settings.pop("final_lr_fraction", 1.0), settings.pop("layer_lr_fraction", 1.0)
+        for name, value in (("final_lr_fraction", final), ("layer_lr_fraction", share)):
+            if not 0.0 <= value < math.inf:
+                raise ConfigError(f"optimizer.{name} must be finite and >= 0, got {value}")
         name = str(settings.pop("_target_", "torch.optim.Adam")).rsplit(".", 1)[-1]
         kind = getattr(torch.optim, name, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):

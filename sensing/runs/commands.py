@@ -30,7 +30,9 @@ def evaluate_command(checkpoint: str, config: DictConfig) -> str:
         return shlex.join([*_program("evaluate"), "task=fusion", *law, *chosen])
     if (data := config.data).get("path") is not None:
         other = {"even": ["data.half=odd"], "odd": ["data.half=even"]}.get(data.half, [])
-        chosen = ["data=file", f"data.path={data.path}", *other, "estimators=[classical,unfolded]"]
+        told = [f"data.{key}={data[key]}" for key in ("model_error", "multi_bounce", "line_of_sight")]
+        noise = ["noise=estimated"] if config.noise == "estimated" else []
+        chosen = ["data=file", f"data.path={data.path}", *other, *told, *noise, "estimators=[classical,unfolded]"]
         return shlex.join([*_program("evaluate"), *chosen, f"checkpoint={shown}"])
     if config.get("dictionary") is not None:
         return shlex.join(
@@ -45,6 +47,8 @@ def evaluate_command(checkpoint: str, config: DictConfig) -> str:
         weights = ["estimators=[classical,calibrated]", f"calibration={shown}", f"seed={config.seed}"]
     elif config.estimator.get("surroundings"):
         weights = ["estimators=[classical,adapted]", f"surroundings={shown}", f"seed={config.seed}"]
+    elif config.seed:
+        weights.append(f"seed={config.seed}")  # of the hardware, where there are impairments
     return shlex.join([*_program("evaluate"), *arguments, *weights])
 
 

@@ -20,16 +20,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check_resume(path: str, learner: torch.nn.Module) -> None:
-    """Raise CheckpointError unless the file is a checkpoint of a model with the same parameters."""
+def check_resume(path: str, learner: "TrainedModule") -> None:
+    """Raise CheckpointError unless the file is a checkpoint of a model with the same parameters and optimizer."""
+    refused = f"ckpt_path must be a checkpoint of train.py, got {path}"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name: value for name, value in saved["state_dict"].items() if isinstance(value, Tensor)}
     except Exception as error:  # whatever torch raises, depending on what is broken
         hint = " (weights alone are for init_from)" if Path(path).suffix == SUFFIX else ""
-        raise CheckpointError(
-            f"ckpt_path must be a checkpoint of train.py{hint}, got {path}: {type(error).__name__}: {error}"
-        ) from error
+        raise CheckpointError(f"{refused}{hint}: {type(error).__name__}: {error}") from error
     _check_same("ckpt_path", path, state, learner.state_dict())
+    needed = "pytorch-lightning_version", "loops", "optimizer_states", "hyper_parameters"
+    if absent := [key for key in needed if key not in saved]:
+        raise CheckpointError(f"{refused}: it holds no {', '.join(absent)}")
+    there, here = (each["optimizer"].get("_target_") for each in (saved["hyper_parameters"], learner.hparams))
+    if there != here:
+        raise CheckpointError(f"ckpt_path must be of a training with {here}, got one with {there} in {path}")
 
 
 def start_from(name: str | Path, learner: "TrainedModule") -> list[str]:

@@ -27,7 +27,7 @@ def report_sweep() -> None:
 
         if jobs := read_jobs(folder):
             write_jobs(folder / "sweep.csv", jobs)
-            draw_jobs(folder / "sweep.png", jobs)
             if found := settings(jobs):
                 write_settings(folder / "sweep_mean.csv", found)
+            draw_jobs(folder / "sweep.png", jobs)
             print_jobs(jobs, found, folder)

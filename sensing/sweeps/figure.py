@@ -13,6 +13,8 @@ from sensing.sweeps.record import DONE, FAILED
 from sensing.sweeps.summary import REPETITION
 
 MOST_PANELS = 6
+LONGEST = 24
+"""Characters of a name at its axis; longer ones are cut, and all are turned where they have no room side by side."""
 SNR_DB = 10.0
 """Of the evaluations the figure shows the SNR that is nearest to this."""
 Series = dict[str, dict[int, float]]
@@ -97,7 +99,12 @@ def _against(axes: Axes, key: str, jobs: Sequence[Job], series: Series) -> None:
             axes.plot(places, means, color=color, linewidth=1.2, label="mean" if len(series) == 1 else None)
     _mark_failed(axes, jobs, x)
     if numbers is None:
-        axes.set_xticks(range(len(names)), names)
+        shown = [each if len(each) <= LONGEST else f"{each[: LONGEST - 1]}…" for each in names]
+        axes.set_xticks(range(len(names)), shown)
+        if sum(map(len, shown)) > LONGEST:
+            axes.tick_params("x", rotation=30)
+            for tick in axes.get_xticklabels():
+                tick.set_horizontalalignment("right")
     elif min(x) > 0 and max(x) >= 10 * min(x):
         log_scale(axes, "x")
     elif len(names) <= 5 and max(map(len, names)) <= 5:
@@ -112,10 +119,12 @@ def _look(name: str, names: Sequence[str]) -> tuple[str, str, str]:
 
 
 def _as_numbers(texts: Sequence[str]) -> list[float] | None:
+    """None where a value is no number, or has no place on an axis."""
     try:
-        return [float(text) for text in texts]
+        numbers = [float(text) for text in texts]
     except ValueError:
         return None
+    return numbers if np.isfinite(numbers).all() else None
 
 
 def _mark_failed(axes: Axes, jobs: Sequence[Job], x: Sequence[float]) -> None:

@@ -48,7 +48,12 @@ def settings(jobs: Sequence[Job]) -> Settings:
         for labels, measure, value in _numbers(job):
             found.setdefault(Setting(varied, labels), {}).setdefault(measure, []).append(value)
     objective = next((_objective(job) for job in jobs if job.record.value is not None), ("", ""))
-    return dict(sorted(found.items(), key=lambda item: float(np.mean(item[1].get(objective, [0.0])))))
+
+    def place(values: dict[Measure, list[float]]) -> float:
+        mean = float(np.mean(values.get(objective, [0.0])))
+        return mean if np.isfinite(mean) else np.inf  # last, not anywhere
+
+    return dict(sorted(found.items(), key=lambda item: place(item[1])))
 
 
 def _objective(job: Job) -> Measure:
@@ -98,7 +103,8 @@ def print_jobs(jobs: Sequence[Job], found: Settings, folder: Path) -> None:
     counts = f"{len(done)} of {len(jobs)} jobs done, {len(failed)} failed, {unfinished} interrupted"
     print(f"sweep: {counts}{_best(done)}: {folder / 'sweep.csv'}")
     if len(done) < len(jobs):
-        print(f"the same command with hydra.sweep.dir={folder} continues it: what is done is not run again")
+        more = " and a larger hydra.sweeper.n_trials" if (folder / "study.db").exists() else ""  # failed trials count
+        print(f"the same command with hydra.sweep.dir={folder}{more} continues it: what is done is not run again")
 
 
 def _best(done: Sequence[Job]) -> str:
