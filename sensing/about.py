@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from sensing import options
 from sensing.baselines import GridEstimator
+from sensing.preflight import LEARNED
 from sensing.pretrained import checkpoint_path
 from sensing.pretrained.files import read_hyperparameters
 
@@ -18,6 +19,11 @@ TUNED_ON = ("hall_hard", "urban")
 """Baselines, and the scenes on whose validation split `benchmarks/tune_baselines.py` chose their settings."""
 SCENE_KEYS = ("scene", "array", "ofdm", "impairments")
 """What scenes are made of; a checkpoint records it."""
+HARDWARE = {
+    *("gain_db", "phase_deg", "element_wavelengths", "coupling", "station_m", "station_deg"),
+    *("noise_db", "noise_spread_db"),
+}
+"""Impairments that a seed draws once and for all scenes."""
 log = logging.getLogger(__name__)
 
 
@@ -37,14 +43,14 @@ def _notes(config: options.Config, estimators: Mapping[str, Any]) -> dict[str, s
     """What a reader of the report must know and the numbers do not say."""
     notes = {"noise variance": "estimated from the observation"} if config["noise"] == "estimated" else {}
     synthetic = config["data"]["source"] == "synthetic"
-    if "unfolded" in estimators:
-        weights = options.unfolded_weights(config)
-        assert weights is not None
-        notes["unfolded"] = f"trained, {weights}"
-        if difference := trained_elsewhere(weights, config):
-            notes["unfolded was trained elsewhere"] = difference
-            log.warning("unfolded was trained elsewhere: %s", difference)
-    elif "unfolded_untrained" in estimators:
+    for name, key in LEARNED.items():
+        if name in estimators:
+            weights = str(options.unfolded_weights(config) if name == "unfolded" else config[key])
+            notes[name] = f"trained, {weights}"
+            if difference := trained_elsewhere(weights, config):
+                notes[f"{name} was trained elsewhere"] = difference
+                log.warning("%s was trained elsewhere: %s", name, difference)
+    if "unfolded_untrained" in estimators:
         notes["unfolded"] = (
             "untrained: checkpoint=null" if config["checkpoint"] is None else "untrained: no weights of this scene ship"
         )
@@ -93,6 +99,8 @@ def trained_elsewhere(checkpoint: str, config: options.Config) -> str:
     if config["data"]["source"] == "file":
         return f"{there}, evaluated on a file"
     recorded = [key for key in SCENE_KEYS if key in trained_on]
+    if "seed" in trained_on and HARDWARE & {*options.impaired(config), *options.impaired(trained_on)}:
+        recorded.append("seed")  # another seed is other hardware
     old, new = (_flat({key: each[key] for key in recorded}) for each in (trained_on, config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key != "scene.name")
     if not changed:

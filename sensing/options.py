@@ -15,6 +15,10 @@ from sensing.pretrained import checkpoint_path, of_scene, shipped
 Config = Mapping[str, Any]
 
 
+_NO_SIZES = ("_target_", "severity", "diffuse_decay_m")
+"""Keys of the group `impairments` that are no size of one."""
+
+
 def lookup(config: Config, key: str) -> Any:
     """Value of a dotted key, None where a part of it is missing."""
     value: Any = config
@@ -119,3 +123,10 @@ def unfolded_weights(config: Config) -> str | None:
     if lookup(config, "checkpoint") != "auto":
         return None if checkpoint(config, "checkpoint") is None else str(lookup(config, "checkpoint"))
     return of_scene(lookup(config, "scene.name")) if lookup(config, "data.source") == "synthetic" else None
+
+
+def impaired(config: Config) -> list[str]:
+    """Names of the impairments that are not neutral."""
+    sizes = {key: value for key, value in (config.get("impairments") or {}).items() if key not in _NO_SIZES}
+    severe = lookup(config, "impairments.severity") != 0
+    return [key for key, value in sizes.items() if severe and value != (1.0 if key == "clock_factor" else 0.0)]

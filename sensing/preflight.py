@@ -15,6 +15,8 @@ BELONGS = {
     "sensing.learning.DenseLearner": ("sensing.inference.dense_turbo.DenseTurbo", "dense", "dictionary"),
 }
 """Learners of other things than scenes: their estimator, and the groups' options that go with it."""
+LEARNED = {"unfolded": "checkpoint", "calibrated": "calibration", "adapted": "surroundings"}
+"""Learned estimators of an evaluation, and the keys that name their weights."""
 NOISE = ["known", "estimated"]
 SCENE_MEASURES = ["loss", "error_over_peb_rms", "error_over_peb_median", "error_m_rms", "nmse_db"]
 WITHOUT_GRADIENTS = ("sensing.learning.CalibrationLearner", "sensing.learning.SurroundingsLearner")
@@ -37,6 +39,7 @@ def check_evaluation(config: options.Config) -> Path | None:
     options.unfolded_weights(config)
     options.checkpoint(config, "calibration")
     options.checkpoint(config, "surroundings")
+    _check_weights_are_used(config)
     _check_threads(config)
     options.choice(config, "noise", NOISE)
     options.integer(config, "eval.batch_size", low=1)
@@ -51,6 +54,10 @@ def check_evaluation(config: options.Config) -> Path | None:
         {"source", "path", "split", "half", "model_error", "multi_bounce", "line_of_sight"},
     )
     if options.choice(config, "data.source", ["synthetic", "file"]) == "file":
+        if found := options.impaired(config):
+            raise ConfigError(
+                f"impairments must be none where data=file, whose observations are as they are, got {found}"
+            )
         options.choice(config, "data.half", [None, "even", "odd"])
         return options.existing_file(config, "data.path")
     options.choice(config, "data.split", ["train", "val", "test", "sample"])
@@ -61,6 +68,14 @@ def check_evaluation(config: options.Config) -> Path | None:
         options.numbers(config, "eval.sigma_over_bandwidth", low=0.0, allow_infinite=True)
     check_scene(config)
     return None
+
+
+def _check_weights_are_used(config: options.Config) -> None:
+    """Weights that no estimator takes: the table would not be what the command line looks like."""
+    for name, key in LEARNED.items():
+        given = options.lookup(config, key) not in (None, "auto")
+        if given and options.lookup(config, "task") is None and name not in config["estimators"]:
+            raise ConfigError(f"estimators must name {name!r}, which {key} is for, got {list(config['estimators'])}")
 
 
 def check_training(config: options.Config) -> None:

@@ -84,3 +84,21 @@ def test_a_checkpoint_on_its_own_scenes_needs_no_remark(tmp_path, caplog):
     assert told["unfolded"] == f"trained, {path}"
     assert "unfolded was trained elsewhere" not in told
     assert not caplog.text
+
+
+def test_hardware_of_another_seed_is_told(tmp_path, caplog):
+    """A calibration of one seed's stations says nothing of those of another; without hardware a seed is just scenes."""
+    given = ["scene=hall_hard", "impairments=elements", "estimators=[calibrated]"]
+    path = checkpoint(tmp_path / "a.ckpt", "impairments=elements")
+    recorded = torch.load(path, weights_only=True)["hyper_parameters"]["trained_on"]
+    torch.save({"hyper_parameters": {"trained_on": recorded | {"seed": 0}}}, path)
+    same = notes(*given, f"calibration={path}", estimators=["calibrated"])
+    assert same["calibrated"] == f"trained, {path}"
+    assert "calibrated was trained elsewhere" not in same
+    other = notes(*given, f"calibration={path}", "seed=7", estimators=["calibrated"])
+    assert other["calibrated was trained elsewhere"].endswith("different: seed")
+    assert "calibrated was trained elsewhere" in caplog.text
+    plain = checkpoint(tmp_path / "b.ckpt")
+    recorded = torch.load(plain, weights_only=True)["hyper_parameters"]["trained_on"]
+    torch.save({"hyper_parameters": {"trained_on": recorded | {"seed": 0}}}, plain)
+    assert trained_elsewhere(plain, settings("scene=hall_hard", "seed=7")) == ""

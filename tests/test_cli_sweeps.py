@@ -41,6 +41,14 @@ def test_failing_job_stops_no_sweep_and_what_is_done_is_not_run_again(tmp_path):
     assert {row["eval.num_scenes"] for row in table(tmp_path / "sweep")} == {"1", "2"}
 
 
+def test_jobs_of_a_sweep_do_not_write_over_each_others_weights(tmp_path):
+    done = run("train.py", "-m", *TRAIN, "seed=0,1", "export=w.safetensors", "hydra.sweep.dir=s", cwd=tmp_path, code=1)
+    assert "export must differ from job to job of a sweep" in done.stderr
+    assert not (tmp_path / "w.safetensors").exists()
+    run("train.py", "-m", *TRAIN, "seed=0,1", "export=w${seed}.safetensors", "hydra.sweep.dir=t", cwd=tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["w0.safetensors", "w1.safetensors"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "plugin", "more"),

@@ -275,6 +275,7 @@ def test_every_experiment_and_sweep_composes_by_the_command_in_its_header(path):
         ("eval.batch_size=0", r"eval\.batch_size must be a whole number >= 1, got 0"),
         ("eval.snr_db=[0,nan]", r"eval\.snr_db must be a list of finite numbers .*, got \[0, nan\]"),
         ("eval.snr_db=10", r"eval\.snr_db must be a list"),
+        ("calibration=hall_hard", r"estimators must name 'calibrated', which calibration is for, got \['classical', "),
         ("estimators=[classical,best]", r"estimators must name .*'classical'.*, got unknown \['best'\]"),
         ("estimators=[]", r"estimators must be a list of names"),
         (

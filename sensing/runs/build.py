@@ -15,7 +15,7 @@ from sensing.evaluation.runner import front_end
 from sensing.evaluation.task import Trained
 from sensing.fusion.learned import LearnedFusion
 from sensing.inference.dense_turbo import DenseTurbo
-from sensing.preflight import check_scene
+from sensing.preflight import LEARNED, check_scene
 from sensing.runs.nodes import make, plain
 from sensing.simulation import Simulator
 
@@ -65,10 +65,6 @@ def build_simulators(config: DictConfig) -> list[Simulator]:
             varied.scene.true_clock_offset_std_over_bandwidth = largest
         simulators.append(build_simulator(varied))
     return simulators
-
-
-LEARNED = {"unfolded": "checkpoint", "calibrated": "calibration", "adapted": "surroundings"}
-"""Keys that name the weights of learned estimators."""
 
 
 def build_estimators(config: DictConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 _SHAPES_THE_SCENE = re.compile(r"(scene\.|impairments[=.]|array[=.]|ofdm[=.]|detector[=.]|prior[=.]|noise=)")
@@ -17,6 +18,13 @@ def own_command(name: str) -> str:
     if not HydraConfig.initialized():
         return ""
     return shlex.join([*_program(name), *HydraConfig.get().overrides.task])
+
+
+def same_in_all_jobs(key: str) -> bool:
+    """Whether the jobs of a sweep share an override's value, which then is no name for what each of them writes."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return any(text.split("=", 1)[0] == key and "${" not in text for text in HydraConfig.get().overrides.task)
 
 
 def evaluate_command(checkpoint: str, config: DictConfig) -> str:

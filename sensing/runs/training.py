@@ -17,7 +17,7 @@ from sensing.errors import ConfigError
 from sensing.evaluation.csv_file import write_csv
 from sensing.preflight import check_training
 from sensing.runs.build import build_simulator
-from sensing.runs.commands import evaluate_command, own_command
+from sensing.runs.commands import evaluate_command, own_command, same_in_all_jobs
 from sensing.runs.nodes import make, plain, set_threads
 from sensing.runs.weights import check_resume, start_from, trained_for
 
@@ -38,6 +38,9 @@ def train(config: DictConfig) -> float:
     """
     settings = plain(config)
     check_training(settings)
+    if settings["export"] is not None and same_in_all_jobs("export"):
+        example = "export='w_${seed}.safetensors'"
+        raise ConfigError(f"export must differ from job to job of a sweep, say {example}, got {settings['export']}")
     set_threads(settings)
     import lightning  # takes seconds, hence not at the top: evaluate needs it only with a checkpoint
 
