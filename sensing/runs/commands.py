@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 _SHAPES_THE_SCENE = re.compile(r"(scene\.|impairments[=.]|array[=.]|ofdm[=.]|detector[=.]|prior[=.]|noise=)")
 """Overrides of train.py that evaluate.py needs too, beside the choice of the scene."""
@@ -24,7 +24,10 @@ def same_in_all_jobs(key: str) -> bool:
     """Whether the jobs of a sweep share an override's value, which then is no name for what each of them writes."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return False
-    return any(text.split("=", 1)[0] == key and "${" not in text for text in HydraConfig.get().overrides.task)
+    written = Path(HydraConfig.get().sweep.dir) / "multirun.yaml"  # as they were typed; a job sees its own values
+    typed = OmegaConf.to_container(OmegaConf.load(written).hydra.overrides.task, resolve=False)
+    assert isinstance(typed, list)
+    return any(text.split("=", 1)[0] == key and "${" not in text and "," not in text for text in map(str, typed))
 
 
 def evaluate_command(checkpoint: str, config: DictConfig) -> str:

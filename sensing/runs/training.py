@@ -121,11 +121,15 @@ def _write_measures(folder: Path, *measured: Mapping[str, float]) -> None:
 
 
 def _quiet_lightning() -> None:
-    """Lightning logs every line twice under Hydra, lists absent devices, advertises, and warns of its own code."""
+    """Lightning logs every line twice under Hydra, lists absent devices, advertises, and warns of its own code.
+
+    And of a resumed epoch's data, which `FreshSampler` goes on with.
+    """
     logging.getLogger("lightning").handlers.clear()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings(
         "ignore",
-        message=".*(treespec, LeafSpec|does not have many workers|recommended to use `self.log|logging interval).*",
+        message=".*(treespec, LeafSpec|does not have many workers|recommended to use `self.log|logging interval|"
+        "dataloader is not resumable).*",
     )
