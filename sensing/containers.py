@@ -157,6 +157,7 @@ class Observation(NamedTuple):
     y: Tensor  # [* bs ant sc] complex
     noise_var: Tensor  # [* bs] total power of the complex noise per entry
     whitener: Tensor | None = None  # [* bs sc sc] W over the pilots, W C W^H = noise_var I; None: the noise is white
+    known_user: Tensor | None = None  # [* xyz] its position from elsewhere, which refinement holds; NaN: not known
 
     def validate(self, deployment: Deployment, noise_known: bool = True) -> "Observation":
         """Check shapes and values against a deployment; returns the observation itself.

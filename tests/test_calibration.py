@@ -10,7 +10,8 @@ from sensing.data.scenes import SceneDataModule
 from sensing.errors import ConfigError, NumericalError, ShapeError
 from sensing.estimator import build_estimator
 from sensing.inference.calibration import Anderson, ArrayCalibration, GainStatistics
-from sensing.learning import CalibrationLearner
+from sensing.learning import CalibrationLearner, self_calibrated
+from sensing.units import SPEED_OF_LIGHT
 
 SETTINGS = {"calibration": {"num_stations": 4, "num_antennas": 64}, "name": "calibrated"}
 
@@ -94,12 +95,33 @@ def test_bad_input_is_named():
         CalibrationLearner({}, {}, {})
     with pytest.raises(ConfigError, match="optimizer=em"):
         CalibrationLearner(SETTINGS, {}, {"lr": 0.1})
+    with pytest.raises(ConfigError, match="early_scenes must be >= 1"):
+        CalibrationLearner(SETTINGS, {}, {"early_scenes": 0})
     simulator = hall()
+    with pytest.raises(ConfigError, match="num_labels <= num_scenes, got 3 of 2"):
+        self_calibrated(simulator, {}, num_scenes=2, num_labels=3)
     example = simulator.examples("val", [0], 10.0)
     estimator = build_estimator(**SETTINGS)
     _, paths = estimator.detect(example.observation, simulator.deployment)
     with pytest.raises(ConfigError, match="own paths"):
         estimator(example.observation, simulator.deployment, paths)
+
+
+def test_a_known_user_is_held_and_an_unknown_one_is_not(tiny):
+    data = SceneDataModule(tiny.simulator, val_snr_db=15.0, val_amplitude=3.0, detected_every=0)
+    task = data.task(torch.utils.data.default_collate([data.datasets["val"][i] for i in range(3)]), "val")
+    estimator, example, start = build_estimator(), task.example, task.start
+    observation = example.observation
+    user = example.scene.ue_position.clone()
+    user[1:] = torch.nan
+    with torch.no_grad():
+        plain = estimator.unrolled(observation, tiny.deployment, start)
+        held = estimator.unrolled(observation._replace(known_user=user), tiny.deployment, start)
+    found, free = held.final.geometry, plain.final.geometry
+    assert (found.ue_position[0] - user[0]).norm() < 1e-3 < (free.ue_position[0] - user[0]).norm()
+    torch.testing.assert_close(found.ue_position[1:], free.ue_position[1:], rtol=1e-9, atol=1e-9)
+    truth = SPEED_OF_LIGHT * example.scene.clock_offset[0]  # what the label tells of the rest
+    assert (found.offset_m[0] - truth).norm() < (free.offset_m[0] - truth).norm()
 
 
 class Impaired(SceneDataModule):

@@ -9,10 +9,12 @@ import torch
 
 from sensing import arrays, ofdm
 from sensing.baselines.gibbs import gibbs
-from sensing.baselines.sparse import genie, ista, oamp, sbl
+from sensing.baselines.sparse import genie, ista, oamp
 from sensing.data.dictionary import SparseBlocks
 from sensing.errors import ConfigError
-from sensing.inference.dense_turbo import LEAST, DenseTurbo, Dictionary
+from sensing.inference.dense_columns import LEAST, Dictionary
+from sensing.inference.dense_sbl import sbl
+from sensing.inference.dense_turbo import SCHEDULE, DenseTurbo
 from sensing.inference.prior import SupportPrior
 from sensing.inference.sbl import Settings, sparse_bayes
 from sensing.inference.turbo import expectation, received_power
@@ -97,6 +99,27 @@ def trained(seed=0, size=0.05):
         for parameter in model.parameters():
             parameter += size * torch.randn_like(parameter)
     return model
+
+
+def test_problems_with_a_residual_that_is_no_noise_fall_back_to_sbl():
+    columns, y, gain, noise_var = draw(6)
+    y[:3] -= gain[:3] @ columns.T  # noise alone: nothing to be wrong about
+    arguments, model = given(columns, y, noise_var), DenseTurbo(4, ACTIVE, kept=9, hidden=6)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.schedule.outer.bias[SCHEDULE.index("odds")] = -1e4  # believes in no column
+    blind, found = model(*arguments), model.eval()(*arguments)
+    misfit = np.sum(np.abs(y - blind.mean.detach().numpy() @ columns.T) ** 2, -1) / noise_var
+    wanted = torch.from_numpy((misfit - len(columns)) / math.sqrt(len(columns)) > 4.0)
+    assert wanted.any()
+    assert not wanted.all()
+    assert not blind.fallback.any(), "not in training"
+    assert torch.equal(found.fallback, wanted)
+    redone = sbl(*arguments[:3], arguments[4], 4, "mackay", 0.25, 3, 9)
+    assert torch.allclose(found.mean[wanted], redone[wanted], rtol=1e-9)
+    assert torch.equal(found.mean[~wanted], blind.mean[~wanted])
+    model.fallback = math.inf
+    assert torch.equal(model(*arguments).mean, blind.mean)
 
 
 def test_no_result_depends_on_batch_mates():

@@ -7,25 +7,15 @@
             turbo E-step of `sensing.inference.turbo`, OAMP with the LMMSE and VAMP at once (Ma and Ping, IEEE Access
             2017; Rangan, Schniter and Fletcher, IEEE TIT 2019); in the eigenbasis a round costs two products
 
-    sbl     sparse Bayesian learning, the updates of `sensing.inference.sbl`, with the shortcuts of `DenseTurbo`
-
-Pursuits are `sensing.inference.omp`. AMP is not among them: it
-needs columns with independent entries.
+Pursuits are `sensing.inference.omp`, sparse Bayesian learning is `sensing.inference.dense_sbl`. AMP is not among them:
+it needs columns with independent entries.
 """
 
 import torch
 from torch import Tensor
 
-from sensing.inference.dense_turbo import (
-    LEAST,
-    Dictionary,
-    all_columns,
-    lmmse_by_gram,
-    lmmse_in_span,
-    some_columns,
-)
+from sensing.inference.dense_columns import Dictionary
 from sensing.inference.prior import SupportPrior, support_posterior
-from sensing.inference.sbl import Posterior, updated
 from sensing.inference.turbo import LEAST_GAIN, soft_deviation
 
 
@@ -56,44 +46,6 @@ def ista(
         point = new + ((momentum - 1.0) / following if accelerated else 0.0) * (new - x)
         x, momentum = new, following
     return x
-
-
-def sbl(
-    dictionary: Dictionary,
-    matched: Tensor,
-    energy: Tensor,
-    noise_var: Tensor,
-    iterations: int,
-    update: str,
-    sparsity: float,
-    wide: int = 3,
-    kept: int = 96,
-) -> Tensor:
-    """Gains [* col] after so many updates of one prior variance per column, and one more LMMSE.
-
-    Args:
-        dictionary: common to the batch.
-        matched: [* col] `Phi^H y`.
-        energy: [*] `|y|^2`.
-        noise_var: [*].
-        iterations: updates of the variances.
-        update: em, mackay or convex.
-        sparsity: of the hyperprior `p(v) = v^-sparsity`.
-        wide: LMMSE estimates on all columns.
-        kept: columns with the largest variances, which stay afterwards.
-    """
-    columns, norm = all_columns(dictionary, matched), dictionary.gram.diagonal().real
-    prior = (energy / norm.sum())[..., None].expand_as(matched.real)
-    for number in range(iterations):
-        if number == wide:
-            columns = some_columns(dictionary, matched, prior.topk(min(kept, matched.shape[-1]), -1).indices)
-            prior = prior.gather(-1, columns.number)
-        mean, _, w = (lmmse_in_span if number < wide else lmmse_by_gram)(dictionary, columns, noise_var, prior)
-        posterior = Posterior(mean, prior / (prior + w), energy)
-        ceiling = norm[columns.number] / noise_var[..., None]
-        prior = torch.maximum(updated(prior, posterior, ceiling, update, False, sparsity), LEAST * w.minimum(prior))
-    mean, _, _ = (lmmse_in_span if iterations < wide else lmmse_by_gram)(dictionary, columns, noise_var, prior)
-    return torch.zeros_like(matched).scatter(-1, columns.number, mean)
 
 
 def oamp(

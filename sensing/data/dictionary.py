@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from sensing.data.loading import FreshDataModule, check_counts
 from sensing.errors import ConfigError
-from sensing.inference.dense_turbo import Dictionary
+from sensing.inference.dense_columns import Dictionary
 from sensing.simulation.dictionary import DictionarySampler, SparseProblems
 
 

@@ -22,7 +22,7 @@ from sensing.evaluation.dense_methods import Method, Solver, classical, turbo
 from sensing.evaluation.dense_output import write_dense
 from sensing.evaluation.sweep import progress_bar
 from sensing.evaluation.task import Build
-from sensing.inference.dense_turbo import DenseTurbo
+from sensing.inference.dense_turbo import DenseTurbo, Recovered
 from sensing.simulation.dictionary import DictionarySampler
 
 GENIE, BAYES = "genie", "bayes"
@@ -35,10 +35,12 @@ class DenseResult(NamedTuple):
     method: str
     snr_db: float
     setting: str  # the chosen one
-    nmse: NDArray[np.float64]  # [problem], the first ones of the split
+    nmse: NDArray[np.float64]  # [problem], the first ones of the split; mean over the seeds
+    of_seeds: NDArray[np.float64]  # [seed problem], of each training seed
     parameters: int  # learned
     training_samples: int
     runtime_ms: float  # processor time per problem
+    fallback: float  # share of problems that fell back to sparse Bayesian learning
 
 
 def dense_dictionary(
@@ -46,7 +48,7 @@ def dense_dictionary(
     folder: str | Path,
     sampler: DictionarySampler,
     methods: Sequence[str] = ("fista_10", "omp_10", "ols_10", "em_sbl_10", "oamp_10", "turbo_10"),
-    checkpoints: Mapping[str, str] | None = None,
+    checkpoints: Mapping[str, Sequence[str]] | None = None,
     snr_db: Sequence[float] = (-5, 0, 5, 10, 15, 20, 25, 30),
     num_problems: int = 512,
     tuning_problems: int = 32,
@@ -66,7 +68,7 @@ def dense_dictionary(
         folder: run folder, made if absent.
         sampler: law of the problems.
         methods: classical ones, out of those of `sensing.evaluation.dense_methods`.
-        checkpoints: of trained estimators, by the name of their row; all at the same depth.
+        checkpoints: of trained estimators, by the name of their row: one per training seed, all at the same depth.
         snr_db: mean received power over the noise power [dB].
         num_problems: of the split `test`.
         tuning_problems: of the split `val`, on which settings are chosen for each SNR.
@@ -91,7 +93,9 @@ def dense_dictionary(
         raise ConfigError(f"methods must be out of {sorted(known)}, got {unknown}")
     if not snr_db or not 0 <= limit_problems <= num_problems:
         raise ConfigError(f"need an SNR and 0 <= limit_problems <= num_problems, got {snr_db}, {limit_problems}")
-    trained = {name: build.dense(path) for name, path in (checkpoints or {}).items()}
+    trained = {name: [build.dense(path) for path in paths] for name, paths in (checkpoints or {}).items()}
+    if empty := sorted(name for name, models in trained.items() if not models):
+        raise ConfigError(f"task.checkpoints must name at least one file for each row, got none for {empty}")
     test, tuning = (
         SparseBlocks(sampler, seed, split, batch_size, -(-count // batch_size), 0.0)
         for split, count in (("test", num_problems), ("val", tuning_problems))
@@ -100,21 +104,23 @@ def dense_dictionary(
     with progress_bar(progress, "methods") as bar, torch.no_grad():
         shown = bar.add_task("solving", total=len(snr_db) * (len(methods) + len(trained) + 2))
         for snr in map(float, snr_db):
-            solvers: dict[str, tuple[str, Solver]] = {GENIE: ("", _genie)}
+            solvers: dict[str, tuple[str, list[Solver]]] = {GENIE: ("", [_genie])}
             for name in methods:
                 bar.update(shown, description=f"{name}, {snr:g} dB")
                 chosen = _best(known[name], tuning, snr)
-                solvers[name] = (chosen, known[name].settings[chosen])
-            solvers |= {name: ("trained", turbo(model)) for name, (model, _) in trained.items()}
+                solvers[name] = (chosen, [known[name].settings[chosen]])
+            solvers |= {name: ("trained", [turbo(each) for each, _ in models]) for name, models in trained.items()}
             if limit_problems:
-                solvers[BAYES] = ("", _sampled(seed))
-            for name, (chosen, solve) in solvers.items():
+                solvers[BAYES] = ("", [_sampled(seed)])
+            for name, (chosen, seeds) in solvers.items():
                 bar.update(shown, description=f"{name}, {snr:g} dB")
                 count = limit_problems if name == BAYES else num_problems
-                nmse, runtime = _solve(solve, test, snr, count)
-                model, samples = trained.get(name, (None, 0))
+                solved = [_solve(solve, test, snr, count) for solve in seeds]
+                nmse = np.stack([each.nmse for each in solved])
+                runtime, fallback = (float(np.mean(each)) for each in list(zip(*solved, strict=True))[1:])
+                model, samples = trained[name][0] if name in trained else (None, 0)
                 size = 0 if model is None else sum(p.numel() for p in model.parameters())
-                found.append(DenseResult(name, snr, chosen, nmse, size, samples, runtime))
+                found.append(DenseResult(name, snr, chosen, nmse.mean(0), nmse, size, samples, runtime, fallback))
                 bar.advance(shown)
     write_dense(found, Path(folder), settings, command, notes)
     return found
@@ -122,20 +128,31 @@ def dense_dictionary(
 
 def _best(method: Method, blocks: SparseBlocks, snr: float) -> str:
     """The setting with the least mean error on validation problems."""
-    errors = {name: _solve(solve, blocks, snr, len(blocks) * blocks.size)[0] for name, solve in method.settings.items()}
-    return min(errors, key=lambda name: float(np.mean(errors[name])))
+    count = len(blocks) * blocks.size
+    errors = {name: float(np.mean(_solve(solve, blocks, snr, count).nmse)) for name, solve in method.settings.items()}
+    return min(errors, key=lambda name: errors[name])
 
 
-def _solve(solve: Solver, blocks: SparseBlocks, snr: float, count: int) -> tuple[NDArray[np.float64], float]:
-    """Errors of the first `count` problems, and milliseconds of processor time for one."""
-    errors, spent, solved = [], 0.0, 0
+class _Solved(NamedTuple):
+    nmse: NDArray[np.float64]  # [problem]
+    runtime_ms: float  # processor time per problem
+    fallback: float  # share of problems
+
+
+def _solve(solve: Solver, blocks: SparseBlocks, snr: float, count: int) -> _Solved:
+    """Errors of the first `count` problems."""
+    errors, fallen, spent, solved = [], 0, 0.0, 0
     for number in range(-(-count // blocks.size)):
         task = blocks.task(number, snr)
         begun = time.process_time()
-        gain = solve(task)
-        spent, solved = spent + time.process_time() - begun, solved + len(gain)
-        errors.append(task.nmse(gain))
-    return torch.cat(errors)[:count].numpy(), 1e3 * spent / solved
+        found = solve(task)
+        spent += time.process_time() - begun
+        if isinstance(found, Recovered):
+            fallen += int(found.fallback.sum())
+            found = found.mean
+        solved += len(found)
+        errors.append(task.nmse(found))
+    return _Solved(torch.cat(errors)[:count].numpy(), 1e3 * spent / solved, fallen / solved)
 
 
 def _genie(task: SparseTask) -> Tensor:
@@ -144,7 +161,7 @@ def _genie(task: SparseTask) -> Tensor:
 
 def _sampled(seed: int) -> Solver:
     """Posterior mean by sampling, from the support that the classical turbo estimator finds."""
-    start = DenseTurbo(hidden=0)
+    start = DenseTurbo(hidden=0).eval()
 
     def solve(task: SparseTask) -> Tensor:
         noise_var, active = task.problems.noise_var, int(task.problems.support[0].sum())

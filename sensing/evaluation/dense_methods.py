@@ -7,14 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sensing.baselines.sparse import ista, oamp, sbl
+from sensing.baselines.sparse import ista, oamp
 from sensing.data.dictionary import SparseTask
-from sensing.inference.dense_turbo import DenseTurbo
+from sensing.inference.dense_sbl import sbl
+from sensing.inference.dense_turbo import DenseTurbo, Recovered
 from sensing.inference.omp import DenseGram, omp
 from sensing.inference.turbo import received_power
 
-Solver = Callable[[SparseTask], Tensor]
-"""Gains [* col] of a batch."""
+Solver = Callable[[SparseTask], Tensor | Recovered]
+"""Gains [* col] of a batch, or those and more."""
 
 
 class Method(NamedTuple):
@@ -57,7 +58,7 @@ def classical(depth: int, active: int) -> dict[str, Method]:
         return solve
 
     def vector(damping: float, noise_scale: float) -> Solver:
-        return turbo(DenseTurbo(depth, active, damping, noise_scale, hidden=0))
+        return turbo(DenseTurbo(depth, active, damping, noise_scale, hidden=0).eval())
 
     weights = (0.25, 0.5, 1.0, 2.0, 4.0)
     updates = [(update, sparsity) for update in ("mackay", "convex") for sparsity in (0.1, 0.25, 0.5, 1.0)] + [
@@ -79,8 +80,8 @@ def classical(depth: int, active: int) -> dict[str, Method]:
 def turbo(model: DenseTurbo) -> Solver:
     """An instance of the turbo estimator, trained or not."""
 
-    def solve(task: SparseTask) -> Tensor:
-        found = model(task.dictionary, task.matched, task.energy, task.entries, task.problems.noise_var)
-        return found.mean
+    def solve(task: SparseTask) -> Recovered:
+        found: Recovered = model(task.dictionary, task.matched, task.energy, task.entries, task.problems.noise_var)
+        return found
 
     return solve

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 HEADS = (
     "method", "snr_db", "nmse_db", "low_db", "high_db", "above_genie_db", "above_low_db", "above_high_db",
-    "num_problems", "parameters", "training_samples", "runtime_ms", "setting",
+    "median_above_db", "p90_above_db", "of_seeds_db", "num_problems", "parameters",
+    "training_samples", "runtime_ms", "fallback_fraction", "setting",
 )  # fmt: skip
 PAIRED = ("method", "against", "snr_db", "better_by_db", "low_db", "high_db", "num_problems")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F3C8D", "#B22222", "#666666")
@@ -39,10 +40,14 @@ def write_dense(
     rows = []
     for each in found:
         (own,) = bootstrapped(_decibel, each.nmse)
-        (above,) = bootstrapped(_ratio, each.nmse, of["genie", each.snr_db].nmse[: len(each.nmse)])
+        floor = of["genie", each.snr_db].nmse[: len(each.nmse)]
+        (above,) = bootstrapped(_ratio, each.nmse, floor)
+        median, high = 10.0 * np.log10(np.quantile(each.of_seeds / floor, [0.5, 0.9]))
+        of_seeds = " / ".join(f"{_decibel(nmse)[0]:.2f}" for nmse in each.of_seeds)
         rows.append(
-            (each.method, f"{each.snr_db:g}", *_numbers(own), *_numbers(above), own.num_scenes, each.parameters,
-             each.training_samples, f"{each.runtime_ms:.3g}", each.setting)
+            (each.method, f"{each.snr_db:g}", *_numbers(own), *_numbers(above), f"{median:.4g}", f"{high:.4g}",
+             of_seeds, own.num_scenes, each.parameters, each.training_samples, f"{each.runtime_ms:.3g}",
+             f"{each.fallback:.4g}", each.setting)
         )  # fmt: skip
     write_csv(folder / "results.csv", HEADS, rows)
     pairs = [
@@ -54,7 +59,7 @@ def write_dense(
         for value in bootstrapped(_ratio, *_common(other.nmse, one.nmse))
     ]
     write_csv(folder / "paired.csv", PAIRED, pairs)
-    write_npz(folder / "per_problem.npz", {f"{each.method}_{each.snr_db:g}_nmse": each.nmse for each in found})
+    write_npz(folder / "per_problem.npz", {f"{each.method}_{each.snr_db:g}_nmse": each.of_seeds for each in found})
     picture = folder / "figures" / "nmse_vs_snr.png"
     with atomic_path(picture) as temporary:
         draw(found).savefig(temporary, format="png")

@@ -14,6 +14,10 @@ the next layers work. From then on only the most probable columns stay, and thei
 What a layer may learn are factors on noise and power and shifts of the prior log-odds and of the damping, all functions
 of the SNR, and what a network makes of each column's messages and its rivals'. All are neutral at zero: untrained is
 classical, bit for bit.
+
+At run time a problem falls back to sparse Bayesian learning where the layers have settled on columns that cannot be
+right: where the energy of the residual, chi-square with 2 N degrees of freedom under the noise alone, lies too many
+standard deviations above what the noise has.
 """
 
 import math
@@ -24,19 +28,25 @@ from torch import Tensor, nn
 
 from sensing.errors import ConfigError
 from sensing.fusion.network import NeutralNetwork
-from sensing.inference.lmmse import lmmse
+from sensing.inference.dense_columns import (
+    LEAST,
+    Columns,
+    Dictionary,
+    all_columns,
+    left,
+    lmmse_by_gram,
+    lmmse_in_span,
+    some_columns,
+)
+from sensing.inference.dense_sbl import sbl
 from sensing.inference.prior import SupportPrior, support_posterior
 from sensing.inference.turbo import received_power, soft_deviation
-
-LEAST = 1e-6
-"""Least prior variance of a column relative to what its observation leaves open: P = 0 for all that it matters."""
 
 SCHEDULE = ("noise", "power", "odds", "damping")
 """Corrections of a layer that depend on the SNR: log factors on noise and power, shifts of two log-odds."""
 
-
-NULL = 1e-8
-"""Eigenvalues of the Gram below this share of the largest are left out: 80 dB below the strongest direction."""
+SBL = ("mackay", 0.25)
+"""Update and hyperprior of the sparse Bayesian learning that problems fall back to."""
 
 NEAR = 0.5
 """Squared cosine from which on two columns are rivals."""
@@ -45,36 +55,13 @@ FAINT = -20.0
 """Log-odds below which columns are no rivals."""
 
 
-class Dictionary(NamedTuple):
-    """Gram matrix of the columns and its eigenvalues and -vectors, without the null space."""
-
-    gram: Tensor  # [col col]
-    eigenvalue: Tensor  # [rank]
-    eigenvector: Tensor  # [col rank]
-
-    @classmethod
-    def of(cls, gram: Tensor) -> "Dictionary":
-        """Factorise a Gram matrix; nothing is differentiated through it."""
-        eigenvalue, eigenvector = torch.linalg.eigh(gram)
-        some = eigenvalue > NULL * eigenvalue[-1]
-        return cls(gram, eigenvalue[some], eigenvector[:, some])
-
-
 class Recovered(NamedTuple):
     """Gains of all columns."""
 
     mean: Tensor  # [* col] complex
     log_odds: Tensor  # [* col] of "active", as the last layer sees it; -inf where the column was left out
-    history: list[Tensor]  # [* col] means with which each layer but the first began
-
-
-class Columns(NamedTuple):
-    """The columns still in play."""
-
-    number: Tensor  # [* kept] of each column
-    gram: Tensor  # [* kept kept]
-    matched: Tensor  # [* kept]
-    coherence: Tensor  # [* kept kept] squared cosine between columns, zero on the diagonal
+    history: list[Tensor]  # [* col] means with which each layer but the first began, without the fall-back
+    fallback: Tensor  # [*] bool, problems whose mean is that of sparse Bayesian learning
 
 
 class Layer(nn.Module):
@@ -117,6 +104,8 @@ class DenseTurbo(nn.Module):
         wide: layers that see all columns.
         kept: columns that stay afterwards.
         hidden: width of the learned networks; 0: none, the classical estimator.
+        fallback: standard deviations of the residual's energy above that of the noise from which on a problem falls
+            back to sparse Bayesian learning, if that fits better; inf: never. Not in training.
     """
 
     def __init__(
@@ -129,6 +118,7 @@ class DenseTurbo(nn.Module):
         wide: int = 3,
         kept: int = 96,
         hidden: int = 16,
+        fallback: float = 4.0,
     ) -> None:
         super().__init__()
         if min(layers, wide, kept) < 1 or hidden < 0:
@@ -138,7 +128,9 @@ class DenseTurbo(nn.Module):
                 "need 0 < damping < 1 and active, noise_scale, power_scale > 0, got "
                 f"{damping}, {active}, {noise_scale}, {power_scale}"
             )
-        self.active, self.wide, self.kept = active, wide, kept
+        if not fallback > 0:
+            raise ConfigError(f"fallback must be > 0, got {fallback}")
+        self.active, self.wide, self.kept, self.fallback = active, wide, kept, fallback
         self.damping, self.noise_scale, self.power_scale = damping, noise_scale, power_scale
         self.layers = nn.ModuleList(Layer(hidden) for _ in range(layers + 1))
 
@@ -197,25 +189,29 @@ class DenseTurbo(nn.Module):
             share = torch.sigmoid(logit + damping[..., None] + slower)
             prior = torch.exp(prior.log() + share * (new.log() - prior.log()))
         rest = log_odds.new_full(matched.shape, -torch.inf)
-        return Recovered(history[-1], rest.scatter(-1, chosen.number, log_odds), history)
+        never = torch.zeros_like(noise_var, dtype=torch.bool)
+        found = Recovered(history[-1], rest.scatter(-1, chosen.number, log_odds), history, never)
+        return found if self.training else self._fall_back(found, dictionary, matched, energy, entries, noise_var)
 
+    def _fall_back(
+        self, found: Recovered, dictionary: Dictionary, matched: Tensor, energy: Tensor, entries: int, noise_var: Tensor
+    ) -> Recovered:
+        """Sparse Bayesian learning where the residual is no noise, if its own is less."""
 
-def all_columns(dictionary: Dictionary, matched: Tensor) -> Columns:
-    """All columns, common to the observations."""
-    index = torch.arange(matched.shape[-1], device=matched.device).expand(matched.shape)
-    return Columns(index, dictionary.gram, matched, _coherence(dictionary.gram))
+        def excess(mean: Tensor) -> Tensor:
+            misfit = energy - (mean.conj() * (2.0 * matched - mean @ dictionary.gram.mT)).real.sum(-1)
+            return (misfit / noise_var - entries) / math.sqrt(entries)
 
-
-def some_columns(dictionary: Dictionary, matched: Tensor, index: Tensor) -> Columns:
-    """The columns `index` [* kept] of each observation."""
-    gram = dictionary.gram[index[..., :, None], index[..., None, :]]
-    return Columns(index, gram, matched.gather(-1, index), _coherence(gram))
-
-
-def _coherence(gram: Tensor) -> Tensor:
-    energy = gram.diagonal(dim1=-2, dim2=-1).real
-    squared = gram.abs().square() / (energy[..., :, None] * energy[..., None, :])
-    return squared - torch.diag_embed(squared.diagonal(dim1=-2, dim2=-1))
+        worse = excess(found.mean) > self.fallback
+        if not bool(worse.any()):
+            return found
+        mean = torch.zeros_like(matched)
+        layers = len(self.layers) - 1
+        mean[worse] = sbl(
+            dictionary, matched[worse], energy[worse], noise_var[worse], layers, *SBL, self.wide, self.kept
+        )
+        better = worse & (excess(mean) < excess(found.mean))
+        return found._replace(mean=torch.where(better[..., None], mean, found.mean), fallback=better)
 
 
 def _first(dictionary: Dictionary, matched: Tensor, noise_var: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,39 +222,7 @@ def _first(dictionary: Dictionary, matched: Tensor, noise_var: Tensor, prior: Te
     _, value, vector = dictionary
     gain = 1.0 / (prior[..., None] * value + noise_var[..., None])
     strength = (gain * value) @ vector.abs().square().mT
-    return (((matched @ vector.conj()) * gain) @ vector.mT) / strength, _left(prior[..., None], strength) / strength
-
-
-def lmmse_in_span(
-    dictionary: Dictionary, columns: Columns, noise_var: Tensor, prior: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Module A on all columns, in their span: with R = diag(e)^(1/2) U^H, C = R V R^H + s2; mean, r, w [* col]."""
-    _, value, vector = dictionary
-    root = value.sqrt()
-    factor = root[:, None] * vector.mH
-    seen = (columns.matched @ vector.conj()) / root
-    weighted = factor * prior[..., None, :]
-    covariance = weighted @ factor.mH + torch.diag_embed(noise_var[..., None].expand_as(seen.real)).to(factor.dtype)
-    chol, _ = torch.linalg.cholesky_ex(covariance)
-    white = torch.linalg.solve_triangular(chol, factor.expand_as(weighted), upper=False)
-    strength = white.abs().square().sum(-2)
-    fit = (white.mH @ torch.linalg.solve_triangular(chol, seen[..., None], upper=False))[..., 0]
-    return prior * fit, fit / strength, _left(prior, strength) / strength
-
-
-def lmmse_by_gram(
-    dictionary: Dictionary, columns: Columns, noise_var: Tensor, prior: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Module A on some columns, by their Gram; mean, r, w [* col]."""
-    a = lmmse(columns.gram, columns.matched, noise_var, prior.sqrt())
-    sigma = a.covariance.diagonal(dim1=-2, dim2=-1).real
-    known = (1.0 - sigma / prior).clamp_min(0.1 * LEAST)
-    return a.mean, a.mean / known, sigma / known
-
-
-def _left(prior: Tensor, strength: Tensor) -> Tensor:
-    """The share `Sigma / v` of the prior variance that is left."""
-    return (1.0 - prior * strength).clamp_min(torch.finfo(strength.dtype).eps)
+    return (((matched @ vector.conj()) * gain) @ vector.mT) / strength, left(prior[..., None], strength) / strength
 
 
 def _features(

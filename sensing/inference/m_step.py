@@ -35,11 +35,11 @@ class Steps(NamedTuple):
     free: Tensor
 
 
-def prior_precision(deployment: Deployment, num_nodes: int) -> tuple[Tensor, Tensor]:
-    """Gaussian priors of theta = (u, c * offsets, nodes): precision [theta] and mean [theta].
+def prior_precision(deployment: Deployment, num_nodes: int, known_user: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Gaussian priors of theta = (u, c * offsets, nodes): precision and mean, [theta], or [* theta] with `known_user`.
 
     Offsets: zero mean, the deployment's deviation (none if infinite). Height of the user: mean and variance of the
-    uniform law over `ue_height_range`, if set.
+    uniform law over `ue_height_range`, if set. A user [* xyz] that is known is held where it is; NaN: not known.
     """
     bs = len(deployment.bs_position)
     sharpest = SHARPEST * natural_scales(deployment).metre
@@ -50,7 +50,12 @@ def prior_precision(deployment: Deployment, num_nodes: int) -> tuple[Tensor, Ten
         low, high = deployment.ue_height_range
         mean[2] = 0.5 * (low + high)
         precision[2] = torch.maximum((high - low) / 12.0**0.5, sharpest) ** -2
-    return precision, mean
+    if known_user is None:
+        return precision, mean
+    known, rest = torch.isfinite(known_user), (*known_user.shape[:-1], len(mean) - 3)
+    held = torch.where(known, sharpest**-2, precision[:3])
+    at = torch.where(known, known_user, mean[:3])
+    return torch.cat([held, precision[3:].expand(rest)], -1), torch.cat([at, mean[3:].expand(rest)], -1)
 
 
 def log_prior(geometry: Geometry, precision: Tensor, mean: Tensor) -> Tensor:
@@ -62,7 +67,7 @@ def with_priors(system: System, geometry: Geometry, precision: Tensor, mean: Ten
     """Add gradient and curvature of the priors."""
     return system._replace(
         gradient=system.gradient + precision * (mean - stack_theta(geometry)),
-        curvature=system.curvature + torch.diag(precision),
+        curvature=system.curvature + torch.diag_embed(precision),
     )
 
 

@@ -47,8 +47,8 @@ class Problem(NamedTuple):
     energy: Tensor  # [* bs sc] of whitened y, summed over antennas
     noise_var: Tensor  # [* bs] float64
     deployment: Deployment
-    precision: Tensor  # [theta] of the Gaussian priors
-    prior_mean: Tensor  # [theta]
+    precision: Tensor  # [theta] or [* theta] of the Gaussian priors
+    prior_mean: Tensor  # as precision
     scales: Scales
     walls: Walls  # of the user
     place: Tensor  # [sc] pilots in the band, from -1 to 1
@@ -56,17 +56,24 @@ class Problem(NamedTuple):
 
 
 def prepare(
-    observation: Observation, deployment: Deployment, geometry: Geometry, dtype: torch.dtype
+    observation: Observation,
+    deployment: Deployment,
+    geometry: Geometry,
+    dtype: torch.dtype,
 ) -> tuple[Problem, State]:
     """Problem and first state of a start geometry.
 
     Args:
-        observation: batch of observations.
+        observation: batch of observations; a scene whose user is known starts there.
         deployment: the stations.
         geometry: where to start.
         dtype: complex type of the products with the observation; all else is double.
     """
-    precision, mean = m_step.prior_precision(deployment, geometry.node_mask.shape[-1])
+    known_user = observation.known_user
+    precision, mean = m_step.prior_precision(deployment, geometry.node_mask.shape[-1], known_user)
+    if known_user is not None:
+        at = torch.where(torch.isfinite(known_user), known_user, geometry.ue_position)
+        geometry = geometry._replace(ue_position=at)
     noise_var = observation.noise_var.double()
     first, last = deployment.pilot_freq[0], deployment.pilot_freq[-1]
     place = (2.0 * deployment.pilot_freq - first - last) / torch.where(

@@ -1,6 +1,7 @@
 """Self-calibration as a training: every epoch is one EM update of the element gains over the same scenes.
 
-Needs observations only: neither positions nor channels. See `sensing.inference.calibration` for the update.
+Needs observations only: neither positions nor channels. Where the user's position is known all the same, the E-step
+holds it there. See `sensing.inference.calibration` for the update.
 """
 
 from collections.abc import Mapping
@@ -27,15 +28,16 @@ class CalibrationLearner(Learner):
     """The classical estimator with a calibration of its arrays, fitted to observations without labels.
 
     An uncalibrated array leaves a residual in proportion to the power, in which a detector at the nominal noise finds
-    any number of paths. The first epochs therefore assume more noise. Later ones go on from the geometries of the
-    epoch before; from time to time the paths are detected anew.
+    any number of paths. The first epochs therefore assume more noise, and a few scenes are enough for them. Later ones
+    go on from the geometries of the epoch before; from time to time the paths are detected anew.
 
     Args:
         estimator: arguments of `build_estimator`, with a `calibration`.
         loss: not used; validation reports the negative log evidence.
         optimizer: `model_error`, power of what the model does not explain over the mean power in each of the first
-            epochs; `detect_every`, epochs from one detection of the paths to the next; `memory` of the Anderson
-            mixing.
+            epochs; `early_scenes` that these see per process; `detect_every`, epochs from one detection of the paths
+            to the next; `memory` of the Anderson mixing; `num_labels`, training scenes, the first ones, whose user's
+            position may be used.
         trained_on: recorded in checkpoints.
 
     Raises:
@@ -60,7 +62,13 @@ class CalibrationLearner(Learner):
 
     def build_optimizer(self) -> None:  # type: ignore[override]
         """Read and check the settings of EM, which takes the place of an optimizer."""
-        settings = {"model_error": (0.03, 0.01, 0.003), "detect_every": 5, "memory": 5}
+        settings = {
+            "model_error": (0.03, 0.01, 0.003),
+            "early_scenes": 32,
+            "detect_every": 5,
+            "memory": 5,
+            "num_labels": 0,
+        }
         unknown = set(self.hparams["optimizer"]) - set(settings)
         if unknown:
             raise ConfigError(
@@ -68,11 +76,15 @@ class CalibrationLearner(Learner):
             )
         settings |= self.hparams["optimizer"]
         self.model_error: list[float] = [float(share) for share in settings["model_error"]]  # type: ignore[attr-defined]
-        self.detect_every, memory = int(settings["detect_every"]), int(settings["memory"])  # type: ignore[call-overload]
+        counts = {name: int(value) for name, value in settings.items() if name != "model_error"}  # type: ignore[call-overload]
+        self.detect_every, memory = counts["detect_every"], counts["memory"]
+        self.early_scenes, self.num_labels = counts["early_scenes"], counts["num_labels"]
         if not all(0 <= share < 1 for share in self.model_error):
             raise ConfigError(f"optimizer.model_error must hold shares in [0, 1), got {self.model_error}")
-        if self.detect_every < 1 or memory < 0:
-            raise ConfigError(f"optimizer.detect_every must be >= 1 and memory >= 0, got {self.detect_every}, {memory}")
+        least = {"early_scenes": 1, "detect_every": 1, "memory": 0, "num_labels": 0}
+        for name, value in counts.items():
+            if value < least[name]:
+                raise ConfigError(f"optimizer.{name} must be >= {least[name]}, got {value}")
         self.anderson = Anderson(memory)
 
     @property
@@ -87,7 +99,7 @@ class CalibrationLearner(Learner):
 
     def on_train_epoch_start(self) -> None:
         """Empty sums; forget starts and mixing where the paths are detected anew."""
-        self.statistics = GainStatistics(self.calibration)
+        self.statistics, self.taken = GainStatistics(self.calibration), 0
         late = self.current_epoch - len(self.model_error)
         if late < 0 or late % self.detect_every == 0:
             self.starts.clear()
@@ -96,16 +108,22 @@ class CalibrationLearner(Learner):
     @torch.no_grad()
     def training_step(self, task: Task, batch_idx: int) -> None:  # type: ignore[override]
         """Sums of one batch; after the last one the M-step."""
+        early = self.current_epoch < len(self.model_error)
+        if not early or self.taken < self.early_scenes:
+            self._take_in(task, batch_idx, self.model_error[self.current_epoch] if early else 0.0)
+        if self.trainer.is_last_batch:  # inside a training step: the Trainer counts no optimizer steps elsewhere
+            self._update()
+
+    def _take_in(self, task: Task, batch_idx: int, share: float) -> None:
+        """Add a batch to the sums; `share` of the power is taken for the model's error."""
         observation = self.calibration(task.example.observation)
-        share = self.model_error[self.current_epoch] if self.current_epoch < len(self.model_error) else 0.0
         noise = observation.noise_var + share * observation.y.abs().square().mean((-2, -1))
         refined = self._refined(Observation(observation.y, noise), task, batch_idx)
         self.statistics.add(observation, channel_of(refined))
         self.log(
             "train/loss", _loss(refined).mean(), prog_bar=True, batch_size=len(task.index), on_step=False, on_epoch=True
         )
-        if self.trainer.is_last_batch:  # inside a training step: the Trainer counts no optimizer steps elsewhere
-            self._update()
+        self.taken += len(task.index)
 
     def _update(self) -> None:
         """The M-step, mixed with those of earlier epochs."""
@@ -152,6 +170,11 @@ class CalibrationLearner(Learner):
         if block not in self.starts:
             observation, paths = self.estimator.detect(observation, task.deployment)
             self.starts[block] = self.estimator.localizer(paths, task.deployment).geometry
+        if self.num_labels:
+            assert task.example.scene is not None
+            labelled = (task.index < self.num_labels)[:, None]
+            known = torch.where(labelled, task.example.scene.ue_position, torch.nan)
+            observation = observation._replace(known_user=known)
         refined = self.estimator.unrolled(observation, task.deployment, self.starts[block])
         self.starts[block] = refined.final.geometry
         return refined
@@ -170,8 +193,9 @@ def self_calibrated(
     epochs: int = 13,
     batch_size: int = 16,
     progress: bool = True,
+    num_labels: int = 0,
 ) -> LocationEstimator:
-    """An estimator whose arrays are calibrated by unlabelled scenes of the split `train`.
+    """An estimator whose arrays are calibrated by scenes of the split `train`.
 
     Args:
         simulator: with element errors.
@@ -181,10 +205,13 @@ def self_calibrated(
         epochs: EM updates.
         batch_size: scenes at once.
         progress: show a progress bar.
+        num_labels: scenes of these whose user's position is known.
 
     Raises:
-        ConfigError: a count below one.
+        ConfigError: a count below one, or more labels than scenes.
     """
+    if not 0 <= num_labels <= num_scenes:
+        raise ConfigError(f"need 0 <= num_labels <= num_scenes, got {num_labels} of {num_scenes}")
     data = SceneDataModule(
         simulator,
         batch_size=batch_size,
@@ -195,7 +222,7 @@ def self_calibrated(
     )
     deployment = simulator.deployment
     shape = {"num_stations": len(deployment.bs_position), "num_antennas": len(deployment.antenna_local)}
-    learner = CalibrationLearner({**estimator, "calibration": shape}, {}, {})
+    learner = CalibrationLearner({**estimator, "calibration": shape}, {}, {"num_labels": num_labels})
     trainer = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=progress, limit_val_batches=0, num_sanity_val_steps=0,

@@ -47,7 +47,7 @@ def evaluate_command(checkpoint: str, config: DictConfig) -> str:
         return shlex.join([*_program("evaluate"), *chosen, f"checkpoint={shown}"])
     if config.get("dictionary") is not None:
         return shlex.join(
-            [*_program("evaluate"), "experiment=dense_dictionary", f"task.checkpoints.unfolded_10={shown}"]
+            [*_program("evaluate"), "experiment=dense_dictionary", f"task.checkpoints.unfolded_10=[{shown}]"]
         )
     arguments = []
     if HydraConfig.initialized():
