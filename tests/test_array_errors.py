@@ -25,20 +25,22 @@ class SmallBuild:
         plain = self.setup.simulator
         return Simulator(plain.deployment, plain.sampler, self.values["seed"], sizes)
 
-    def calibrated(self, num_scenes, snr_db, progress):
-        return self_calibrated(self.simulator(), {}, num_scenes, snr_db, epochs=2, progress=progress)
+    def calibrated(self, num_scenes, num_labels, snr_db, progress):
+        return self_calibrated(
+            self.simulator(), {}, num_scenes, snr_db, epochs=2, progress=progress, num_labels=num_labels
+        )
 
 
 @pytest.fixture(scope="module")
 def found(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("array_errors")
-    chosen = {"num_train_scenes": [4], "seeds": [0, 1], "num_scenes": 3, "snr_db": 25.0, "progress": False}
+    chosen = {"calibrations": [[4, 0], [2, 2]], "seeds": [0, 1], "num_scenes": 3, "snr_db": 25.0, "progress": False}
     return folder, array_errors(SmallBuild(tiny), folder, {"classical": {}}, **chosen)
 
 
 def test_rows_and_files(found):
     folder, results = found
-    assert [each.method for each in results] == [IDEAL, "classical", "self_calibrated_4"]
+    assert [each.method for each in results] == [IDEAL, "classical", "self_calibrated_4", "calibrated_2_labels_2"]
     assert all(each.error_m.shape == (2, 3) for each in results)
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -46,7 +48,8 @@ def test_rows_and_files(found):
     assert float(rows[0]["rmse_over_ideal"]) == 1.0
     rms = [np.sqrt(np.mean(each.error_m**2)) for each in results]
     assert float(rows[1]["rmse_over_ideal"]) == pytest.approx(rms[1] / rms[0], rel=1e-3)
-    assert rows[2]["num_train_scenes"] == "4"
+    assert [(row["num_train_scenes"], row["num_labels"]) for row in rows[2:]] == [("4", "0"), ("2", "2")]
+    assert {path.name for path in (folder / "figures").iterdir()} == {"error_cdf.png", "over_ideal_vs_scenes.png"}
     assert rows[2]["parameters"] == str(2 * 3 * 12)
     assert {path.name for path in folder.iterdir()} == {"results.csv", "per_scene.npz", "figures", "report.html"}
 
@@ -63,7 +66,9 @@ def test_the_ideal_row_is_the_same_scenes_without_impairment(found, tiny):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"severities": [1.0, 1.0]}, {"seeds": []}, {"num_scenes": 0}, {"split": "sample"}], ids=str
+    "wrong",
+    [{"severities": [1.0, 1.0]}, {"seeds": []}, {"num_scenes": 0}, {"split": "sample"}, {"calibrations": [[4, 5]]}],
+    ids=str,
 )
 def test_wrong_values_are_refused(tiny, tmp_path, wrong):
     with pytest.raises(ConfigError, match=f"task.*{next(iter(wrong))}"):

@@ -103,7 +103,10 @@ def test_map_tensors_keeps_types_and_none(tiny):
 def test_containers_pass_collate(tiny):
     singles = [map_tensors(tiny.simulator.examples("test", [i]), lambda t: t[0]) for i in range(3)]
     pilots = torch.eye(10).expand(3, 10, 10)
-    singles = [each._replace(observation=each.observation._replace(whitener=pilots)) for each in singles]
+    singles = [
+        each._replace(observation=each.observation._replace(whitener=pilots, known_user=pilots[0, 0, :3]))
+        for each in singles
+    ]
     batch = default_collate(singles)
     assert isinstance(batch.observation, Observation)
     assert batch.observation.y.shape[0] == 3

@@ -1,4 +1,8 @@
-"""Task `array_errors`: arrays with errors of their elements, as they are and calibrated by unlabelled scenes."""
+"""Task `array_errors`: arrays with errors of their elements, as they are and calibrated by a few scenes.
+
+A calibration learns from observations alone (self-supervised), from those and the known users of some of their scenes
+(semi-supervised) or of all (supervised).
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -51,16 +55,17 @@ class Measured(NamedTuple):
     over_peb: Floats  # [seed scene]
     flagged: Floats  # [seed scene]
     seconds: float  # per scene
-    num_train_scenes: int  # unlabelled scenes that it was calibrated with; 0: not at all
-    fit_seconds: float  # of the calibration
+    num_train_scenes: int  # scenes that it was calibrated with; 0: not at all
+    num_labels: int  # of these with a known user
+    fit_seconds: float  # processor time of the calibration
     parameters: int
 
 
 def array_errors(
     build: Build,
     folder: str | Path,
-    methods: Mapping[str, Mapping[str, Any]],
-    num_train_scenes: Sequence[int] = (200,),
+    methods: Mapping[str, Mapping[str, Any]] | None,
+    calibrations: Sequence[Sequence[int]] = ((200, 0),),
     severities: Sequence[float] = (1.0,),
     seeds: Sequence[int] = (0, 1, 2),
     num_scenes: int = 200,
@@ -78,8 +83,8 @@ def array_errors(
         build: builds the scenes, their `impairments` included.
         folder: run folder, made if absent.
         methods: estimators without calibration by name: arguments of `build_estimator`, and `noise_share`, the noise
-            variance that they add over the mean power.
-        num_train_scenes: unlabelled scenes of a calibration; a row for each.
+            variance that they add over the mean power; None: none.
+        calibrations: training scenes of each, and how many of these have a known user; a row for each pair.
         severities: of the impairments; a part of the table for each.
         seeds: of scenes and hardware.
         num_scenes: test scenes of each seed.
@@ -94,14 +99,19 @@ def array_errors(
     Raises:
         SensingError: a value does not fit, before any work is done.
     """
-    for name, values in (("num_train_scenes", num_train_scenes), ("severities", severities), ("seeds", seeds)):
+    for name, values in (("severities", severities), ("seeds", seeds)):
         if len(set(values)) != len(values) or not all(value >= 0 for value in values):
             raise ConfigError(f"task.{name} must hold distinct numbers >= 0, got {list(values)}")
+    pairs = [tuple(pair) for pair in calibrations]
+    if len(set(pairs)) != len(pairs) or not all(len(pair) == 2 and 0 <= pair[1] <= pair[0] > 0 for pair in pairs):
+        raise ConfigError(
+            f"task.calibrations must hold distinct pairs [scenes >= 1, labels <= scenes], got {list(calibrations)}"
+        )
     if not severities or not seeds or num_scenes < 1:
         raise ConfigError("task.severities, seeds and num_scenes must not be empty or zero")
     if split not in ("val", "test"):
         raise ConfigError(f"task.split must be val or test, got {split!r}")
-    plain = {name: _estimator(name, **each) for name, each in methods.items()}
+    plain = {name: _estimator(name, **each) for name, each in (methods or {}).items()}
     plans = {
         (severity, seed): build.varied({"impairments.severity": float(severity), "seed": int(seed)})
         for severity in (0.0, *severities)
@@ -110,27 +120,32 @@ def array_errors(
     parts: dict[tuple[float, str], list[Measured]] = {}
     for (severity, _), plan in plans.items():
         estimators: dict[str, Any] = dict(plain) if severity else {IDEAL: build_estimator()}
-        spent: dict[str, tuple[int, float, int]] = {}
-        for count in num_train_scenes if severity else ():
-            name, began = f"self_calibrated_{count}", time.perf_counter()
-            estimators[name] = plan.calibrated(count, snr_db, progress)
+        spent: dict[str, tuple[int, int, float, int]] = {}
+        for count, labels in pairs if severity else ():
+            name, began = calibrated_name(count, labels), time.process_time()
+            estimators[name] = plan.calibrated(count, labels, snr_db, progress)
             size = sum(p.numel() for p in estimators[name].calibration.parameters())
-            spent[name] = count, time.perf_counter() - began, size
+            spent[name] = count, labels, time.process_time() - began, size
         for name, estimator in estimators.items():  # apart: each has its own idea of the noise
             found = run_sweep(
                 plan.simulator(), {name: estimator}, {}, [snr_db], num_scenes, split, batch_size, progress,
                 noise=getattr(estimator, "noise", "known"),
             )  # fmt: skip
-            scores, (count, fit, size) = found.scores[name], spent.get(name, (0, 0.0, 0))
+            scores, (count, labels, fit, size) = found.scores[name], spent.get(name, (0, 0, 0.0, 0))
             error, bound = scores["ue_error_m"][0], found.bounds["peb"]["ue_error_m"][0]
             part = Measured(
                 severity, name, error, error / bound, scores["flags"][0] != 0, float(np.mean(scores["time_s"])),
-                count, fit, size,
+                count, labels, fit, size,
             )  # fmt: skip
             parts.setdefault((severity, name), []).append(part)
     results = [_joined(each) for each in parts.values()]
     write_array_errors(results, Path(folder), settings, command, notes)
     return results
+
+
+def calibrated_name(scenes: int, labels: int) -> str:
+    """Row of a calibration by so many scenes, so many of them with a known user."""
+    return f"self_calibrated_{scenes}" if labels == 0 else f"calibrated_{scenes}_labels_{labels}"
 
 
 def _estimator(name: str, noise_share: float = 0.0, **settings: Any) -> Any:

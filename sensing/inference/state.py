@@ -56,10 +56,7 @@ class Problem(NamedTuple):
 
 
 def prepare(
-    observation: Observation,
-    deployment: Deployment,
-    geometry: Geometry,
-    dtype: torch.dtype,
+    observation: Observation, deployment: Deployment, geometry: Geometry, dtype: torch.dtype
 ) -> tuple[Problem, State]:
     """Problem and first state of a start geometry.
 

@@ -146,13 +146,13 @@ class Builder:
 
         return FusionLearner.load(checkpoint).fusion
 
-    def calibrated(self, num_scenes: int, snr_db: float, progress: bool) -> LocationEstimator:
-        """The classical estimator, its arrays calibrated by unlabelled scenes."""
+    def calibrated(self, num_scenes: int, num_labels: int, snr_db: float, progress: bool) -> LocationEstimator:
+        """The classical estimator, its arrays calibrated by scenes of which some have a known user."""
         from sensing.learning import self_calibrated
 
         node = plain(self.config)["available"]["classical"]
         settings = {name: value for name, value in node.items() if name not in ("_target_", "calibration")}
-        return self_calibrated(self.simulator(), settings, num_scenes, snr_db, progress=progress)
+        return self_calibrated(self.simulator(), settings, num_scenes, snr_db, progress=progress, num_labels=num_labels)
 
     def unrolled(self, checkpoint: str) -> Trained:
         """The learned iterations of a checkpoint."""
