@@ -25,7 +25,7 @@ class SmallBuild:
         plain = self.setup.simulator
         return Simulator(plain.deployment, plain.sampler, self.values["seed"], sizes)
 
-    def calibrated(self, num_scenes, num_labels, snr_db, progress):
+    def calibrated(self, num_scenes, snr_db, progress, num_labels):
         return self_calibrated(
             self.simulator(), {}, num_scenes, snr_db, epochs=2, progress=progress, num_labels=num_labels
         )

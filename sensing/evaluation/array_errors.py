@@ -123,7 +123,7 @@ def array_errors(
         spent: dict[str, tuple[int, int, float, int]] = {}
         for count, labels in pairs if severity else ():
             name, began = calibrated_name(count, labels), time.process_time()
-            estimators[name] = plan.calibrated(count, labels, snr_db, progress)
+            estimators[name] = plan.calibrated(count, snr_db, progress, labels)
             size = sum(p.numel() for p in estimators[name].calibration.parameters())
             spent[name] = count, labels, time.process_time() - began, size
         for name, estimator in estimators.items():  # apart: each has its own idea of the noise

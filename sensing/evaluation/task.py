@@ -37,7 +37,7 @@ class Build(Protocol):
     def fusion(self, checkpoint: str) -> LearnedFusion:
         """The learned fusion of a checkpoint."""
 
-    def calibrated(self, num_scenes: int, num_labels: int, snr_db: float, progress: bool) -> LocationEstimator:
+    def calibrated(self, num_scenes: int, snr_db: float, progress: bool, num_labels: int = 0) -> LocationEstimator:
         """The classical estimator, its arrays calibrated by scenes of which some have a known user."""
 
     def unrolled(self, checkpoint: str) -> Trained:

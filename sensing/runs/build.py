@@ -146,7 +146,7 @@ class Builder:
 
         return FusionLearner.load(checkpoint).fusion
 
-    def calibrated(self, num_scenes: int, num_labels: int, snr_db: float, progress: bool) -> LocationEstimator:
+    def calibrated(self, num_scenes: int, snr_db: float, progress: bool, num_labels: int = 0) -> LocationEstimator:
         """The classical estimator, its arrays calibrated by scenes of which some have a known user."""
         from sensing.learning import self_calibrated
 
