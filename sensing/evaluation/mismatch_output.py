@@ -146,22 +146,30 @@ def _print(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _figure(found: Sequence["Found"], path: Path) -> Path:
+    """A panel for each case; estimators stand side by side, so that equal ones can be told apart."""
     cases = list(dict.fromkeys(each.case for each in found))
     names = list(dict.fromkeys(each.method for each in found))
+    severities = sorted({each.severity for each in found})
+    apart = 0.025 * ((severities[-1] - severities[0]) or 1.0)
     figure, axes = panels(len(cases), width=4.0, height=3.6, columns=min(len(cases), PANELS_IN_ROW))
     for case, panel in zip(cases, axes, strict=True):
-        for name in names:
+        lowest, highest = 0.8, 2.2  # at least so much is shown
+        for place, name in enumerate(names):
             points = sorted((e for e in found if (e.case, e.method) == (case, name)), key=lambda e: e.severity)
+            if not points:
+                continue
             rms = [bootstrapped(statistics, *_samples(e))[2] for e in points]
             color, marker = marks(name, names)
-            x, y = [e.severity for e in points], np.array([r.value for r in rms])
-            if len(x) == 0:
-                continue
+            x = np.array([e.severity for e in points]) + apart * (place - 0.5 * (len(names) - 1))
+            y = np.array([r.value for r in rms])
+            lowest, highest = min(lowest, 0.9 * y.min()), max(highest, *(1.1 * r.high for r in rms))
             spread = [y - np.array([r.low for r in rms]), np.array([r.high for r in rms]) - y]
-            panel.errorbar(x, y, spread, color=color, marker=marker, label=name, capsize=2)
+            panel.errorbar(x, y, spread, color=color, marker=marker, label=name, capsize=2, linewidth=1)
         color, dashes, text = BOUNDS["peb"]
         panel.axhline(1.0, color=color, linestyle=dashes, label=text)
-        panel.set(xlabel="severity", ylabel="rms error over PEB", title=case)
+        panel.set(xlabel="severity", ylabel="rms error over PEB", title=case, xticks=severities)
+        panel.set_xlim(severities[0] - 6 * apart, severities[-1] + 6 * apart)
+        panel.set_ylim(lowest, highest)
         log_scale(panel, "y")
     legend_below(figure, axes)
     with atomic_path(path) as temporary:
