@@ -20,6 +20,8 @@ from sensing.errors import DomainError
 
 NEGLIGIBLE = 0.05
 """Density of a tail over that of the noise, where it is strongest, below which there is none."""
+WELL_FITTING = 1.5
+"""Median cost per degree of freedom of the scenes' geometry above which offsets hold errors of the geometry."""
 NORMAL_MAD = 1.4826
 """Standard deviation of a normal law over its median absolute value."""
 
@@ -88,20 +90,27 @@ class OffsetStatistics:
         flat = deployment.clock_offset_std.new_tensor(math.inf)
         self.estimator, self.flat = estimator, in_double(deployment)._replace(clock_offset_std=flat)
         self.found: list[Tensor] = []
+        self.cost: list[Tensor] = []
 
     @torch.no_grad()
     def add(self, observation: Observation) -> None:
         """Locate a batch."""
         estimate = self.estimator(observation, self.flat)
         assert estimate.clock_offset is not None
+        assert estimate.cost_per_dof is not None
         self.found.append(estimate.clock_offset.flatten())
+        self.cost.append(estimate.cost_per_dof)
 
     @torch.no_grad()
     def learn(self) -> None:
         """Set the deviation to that of the offsets, from their median absolute value.
 
-        A deviation within its own uncertainty of the prior's is left alone: `1 / sqrt(offsets)` relative, threefold.
+        The prior is left alone where the deviation is within its own uncertainty, `1 / sqrt(offsets)` relative,
+        threefold, and where the geometry does not fit: stations out of place or scatterers with extent spread the
+        offsets too, and a wider prior would then give way to their errors.
         """
+        if float(torch.cat(self.cost).median()) > WELL_FITTING:
+            return
         offsets = torch.cat(self.found)
         factor = float(NORMAL_MAD * offsets.abs().median()) / self.prior
         if abs(math.log(factor)) > 3.0 / math.sqrt(len(offsets)):
