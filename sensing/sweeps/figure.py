@@ -100,6 +100,8 @@ def _against(axes: Axes, key: str, jobs: Sequence[Job], series: Series) -> None:
     _mark_failed(axes, jobs, x)
     if numbers is None:
         shown = [each if len(each) <= LONGEST else f"{each[: LONGEST - 1]}…" for each in names]
+        if len(set(shown)) < len(names):  # long ones that begin alike: their first job, which sweep.csv explains
+            shown = [f"job {jobs[texts.index(each)].name}" for each in names]
         axes.set_xticks(range(len(names)), shown)
         if sum(map(len, shown)) > LONGEST:
             axes.tick_params("x", rotation=30)
