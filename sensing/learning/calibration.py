@@ -44,20 +44,15 @@ class CalibrationLearner(Learner):
         ConfigError: no calibration to be learned, or a value outside its range.
     """
 
-    def __init__(
-        self,
-        estimator: Mapping[str, Any],
-        loss: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        trained_on: Mapping[str, Any] | None = None,
-    ) -> None:
+    def build(self, estimator: dict[str, Any], loss: dict[str, Any]) -> None:
+        """See `TrainedModule`."""
         if not estimator.get("calibration"):
             raise ConfigError("estimator.calibration must name num_stations and num_antennas, got none")
-        super().__init__(estimator, loss, optimizer, trained_on)
+        super().build(estimator, loss)
         self.automatic_optimization = False
         self.estimator.requires_grad_(False)
         self.calibration.requires_grad_(True)  # it is what is learned, though not by gradients
-        self.starts: dict[int, Geometry] = {}
+        self.starts: dict[tuple[int, ...], Geometry] = {}  # by the numbers of a batch's scenes
         self.build_optimizer()
 
     def build_optimizer(self) -> None:  # type: ignore[override]
@@ -110,15 +105,15 @@ class CalibrationLearner(Learner):
         """Sums of one batch; after the last one the M-step."""
         early = self.current_epoch < len(self.model_error)
         if not early or self.taken < self.early_scenes:
-            self._take_in(task, batch_idx, self.model_error[self.current_epoch] if early else 0.0)
+            self._take_in(task, self.model_error[self.current_epoch] if early else 0.0)
         if self.trainer.is_last_batch:  # inside a training step: the Trainer counts no optimizer steps elsewhere
             self._update()
 
-    def _take_in(self, task: Task, batch_idx: int, share: float) -> None:
+    def _take_in(self, task: Task, share: float) -> None:
         """Add a batch to the sums; `share` of the power is taken for the model's error."""
         observation = self.calibration(task.example.observation)
         noise = observation.noise_var + share * observation.y.abs().square().mean((-2, -1))
-        refined = self._refined(Observation(observation.y, noise), task, batch_idx)
+        refined = self._refined(Observation(observation.y, noise), task)
         self.statistics.add(observation, channel_of(refined))
         self.log(
             "train/loss", _loss(refined).mean(), prog_bar=True, batch_size=len(task.index), on_step=False, on_epoch=True
@@ -166,7 +161,8 @@ class CalibrationLearner(Learner):
         """As for every learner; the loss alone where there is no truth."""
         return super().measures(seen) if "error" in seen else {"loss": seen["loss"].mean()}
 
-    def _refined(self, observation: Observation, task: Task, block: int) -> Refined:
+    def _refined(self, observation: Observation, task: Task) -> Refined:
+        block = tuple(task.index.tolist())
         if block not in self.starts:
             observation, paths = self.estimator.detect(observation, task.deployment)
             self.starts[block] = self.estimator.localizer(paths, task.deployment).geometry
