@@ -86,8 +86,10 @@ def check_training(config: options.Config) -> None:
     export = options.lookup(config, "export")
     if export is not None and not (isinstance(export, str) and Path(export).suffix == SUFFIX):
         options.refuse("export", f"a file NAME{SUFFIX} or null", export)
-    if export is not None and not os.access(Path(export).resolve().parent, os.W_OK):
-        options.refuse("export", "a file in a folder that exists and can be written", export)
+    if export is not None:
+        there = next(folder for folder in Path(export).resolve().parents if folder.exists())  # the rest will be made
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            options.refuse("export", "a file in a folder that can be written", export)
     if options.lookup(config, "ckpt_path") is not None and options.lookup(config, "init_from") is not None:
         raise ConfigError("ckpt_path (resume) and init_from (fine-tune) must not both be given, got both")
     _check_threads(config)

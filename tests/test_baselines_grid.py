@@ -180,7 +180,7 @@ def test_returns_gains_that_make_the_channel_and_no_location_of_its_own(hall_har
 
 def test_omp_stops_where_it_is_told(hall_hard, detected):
     example, paths = detected
-    y, noise_var, _ = example.observation
+    y, noise_var, *_ = example.observation
 
     def run(**settings):
         found = GridOmp(**settings)(example.observation, hall_hard.deployment, paths)

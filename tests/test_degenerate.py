@@ -232,7 +232,7 @@ def test_a_scale_at_the_end_of_double_precision_is_refused(scale):
 
 
 def test_one_bad_scene_of_a_batch_is_named():
-    y, noise_var, _ = map_tensors(receive(PLAN, SCENES["good"][0]), lambda field: torch.cat(3 * [field]))
+    y, noise_var, *_ = map_tensors(receive(PLAN, SCENES["good"][0]), lambda field: torch.cat(3 * [field]))
     y[1, 2, 3, 4] = float("nan")
     with pytest.raises(
         DomainError, match=r"y must be finite, got 1 non-finite values, the first at index \[1, 2, 3, 4\]"

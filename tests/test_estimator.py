@@ -149,7 +149,7 @@ def test_known_clocks_and_a_flat_prior(tiny, std):
 
 def test_bad_input_is_refused_before_any_work(tiny):
     estimator = LocationEstimator(NeverCalled())
-    y, noise_var, _ = tiny.simulator.examples("test", range(2), snr_db=10.0).observation
+    y, noise_var, *_ = tiny.simulator.examples("test", range(2), snr_db=10.0).observation
     broken = y.clone()
     broken[0, 0, 0, 0] = float("nan")
     cases = (

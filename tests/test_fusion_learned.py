@@ -324,5 +324,5 @@ def test_checkpoint_gives_identical_positions(trained):
     loaded = FusionLearner.load(path)
     measured = drops().measured
     assert torch.equal(loaded.fusion(measured, DOMAIN).position, learner.fusion(measured, DOMAIN).position)
-    with pytest.raises(CheckpointError, match="must be written by train"):
+    with pytest.raises(CheckpointError, match="must be of Learner, got one of FusionLearner"):
         Learner.load(path)

@@ -35,7 +35,7 @@ def test_as_accurate_as_the_mean_power_of_noise_alone(hall_hard, snr_db):
 def test_singular_values_are_biased_by_no_sidelobe(hall_hard):
     """The median of the periodogram, right for noise alone, is worthless at 30 dB; the singular values are not."""
     example = hall_hard.simulator.examples("test", range(3), 30.0)
-    y, noise_var, _ = example.observation
+    y, noise_var, *_ = example.observation
     spectrum = torch.fft.fftn(y.unflatten(-2, (8, 8)), dim=(-3, -2, -1), norm="ortho").abs().square()
     median = spectrum.flatten(-3).median(-1).values / math.log(2.0)
     assert (median / noise_var).min() > 1.3
