@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sensing.data.loading import FreshDataModule, check_counts
+from sensing.data.loading import FreshDataModule, block_splits
 from sensing.errors import ConfigError
 from sensing.inference.dense_columns import Dictionary
 from sensing.simulation.dictionary import DictionarySampler, SparseProblems
@@ -94,16 +94,11 @@ class DictionaryDataModule(FreshDataModule):
         test_batches: int = 8,
         snr_db: Sequence[float] = (-5, 30),
     ) -> None:
-        check_counts(
-            batch_size=batch_size,
-            batches_per_epoch=batches_per_epoch,
-            val_batches=val_batches,
-            test_batches=test_batches,
-        )
         if len(snr_db) != 2 or not snr_db[0] <= snr_db[1]:
             raise ConfigError(f"data.snr_db must be [lowest, highest], got {list(snr_db)}")
-        datasets = {
-            split: SparseBlocks(sampler, seed, split, batch_size, blocks, snr_db)
-            for split, blocks in (("train", batches_per_epoch), ("val", val_batches), ("test", test_batches))
-        }
+
+        def blocks(split: str, count: int) -> SparseBlocks:
+            return SparseBlocks(sampler, seed, split, batch_size, count, snr_db)
+
+        datasets = block_splits(blocks, batch_size, batches_per_epoch, val_batches, test_batches)
         super().__init__(datasets)  # a block is a batch

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from sensing.data.loading import FreshDataModule, check_counts
+from sensing.data.loading import FreshDataModule, block_splits, check_counts
 from sensing.errors import ConfigError
 from sensing.fusion.domain import Domain
 from sensing.fusion.measurements import MODALITIES
@@ -85,20 +85,15 @@ class DropDataModule(FreshDataModule):
         stations: Sequence[int] = (),
         num_workers: int = 0,
     ) -> None:
-        check_counts(
-            batch_size=batch_size,
-            batches_per_epoch=batches_per_epoch,
-            val_batches=val_batches,
-            test_batches=test_batches,
-        )
         if not modalities or not set(modalities) <= set(MODALITIES):
             raise ConfigError(f"data.modalities must be out of {list(MODALITIES)}, got {list(modalities)}")
         most = len(sampler.bs_position)
         if not all(isinstance(count, int) and 1 <= count <= most for count in stations):
             raise ConfigError(f"data.stations must be numbers of stations from 1 to {most}, got {list(stations)}")
         check_counts(0, num_workers=num_workers)
-        datasets = {
-            split: DropBlocks(sampler, seed, split, batch_size, blocks, modalities, stations)
-            for split, blocks in (("train", batches_per_epoch), ("val", val_batches), ("test", test_batches))
-        }
+
+        def blocks(split: str, count: int) -> DropBlocks:
+            return DropBlocks(sampler, seed, split, batch_size, count, modalities, stations)
+
+        datasets = block_splits(blocks, batch_size, batches_per_epoch, val_batches, test_batches)
         super().__init__(datasets, None, num_workers)  # a block is a batch

@@ -85,3 +85,28 @@ def check_counts(least: int = 1, **counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < least:
             raise ConfigError(f"data.{name} must be a whole number >= {least}, got {value}")
+
+
+def block_splits(
+    blocks: Callable[[str, int], Dataset[Any]],
+    batch_size: int,
+    batches_per_epoch: int,
+    val_batches: int,
+    test_batches: int,
+) -> dict[str, Dataset[Any]]:
+    """Datasets of the three splits where a block is a batch.
+
+    Args:
+        blocks: dataset of a split and its number of blocks.
+        batch_size: problems of a block.
+        batches_per_epoch: blocks of training.
+        val_batches: blocks of validation.
+        test_batches: blocks of the test.
+
+    Raises:
+        ConfigError: a count below one.
+    """
+    counts = {"train": batches_per_epoch, "val": val_batches, "test": test_batches}
+    check_counts(batch_size=batch_size, batches_per_epoch=batches_per_epoch)
+    check_counts(val_batches=val_batches, test_batches=test_batches)
+    return {split: blocks(split, count) for split, count in counts.items()}

@@ -10,7 +10,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from sensing.containers import Geometry, Observation
@@ -20,6 +19,7 @@ from sensing.estimator import LocationEstimator
 from sensing.inference.calibration import Anderson, ArrayCalibration, GainStatistics
 from sensing.inference.unrolled import Refined
 from sensing.learning.learner import Learner, channel_of
+from sensing.learning.updates import take_update, unit_steps
 from sensing.metrics import nmse_db
 from sensing.simulation import Simulator
 
@@ -89,8 +89,8 @@ class CalibrationLearner(Learner):
         return self.estimator.calibration
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Steps of length one: an M-step is written as its gradient, so that the Trainer counts and saves it."""
-        return torch.optim.SGD(self.calibration.parameters(), lr=1.0)
+        """See `take_update`."""
+        return unit_steps(self.calibration)
 
     def on_train_epoch_start(self) -> None:
         """Empty sums; forget starts and mixing where the paths are detected anew."""
@@ -106,7 +106,7 @@ class CalibrationLearner(Learner):
         early = self.current_epoch < len(self.model_error)
         if not early or self.taken < self.early_scenes:
             self._take_in(task, self.model_error[self.current_epoch] if early else 0.0)
-        if self.trainer.is_last_batch:  # inside a training step: the Trainer counts no optimizer steps elsewhere
+        if self.trainer.is_last_batch:
             self._update()
 
     def _take_in(self, task: Task, share: float) -> None:
@@ -129,15 +129,9 @@ class CalibrationLearner(Learner):
         statistics.match, statistics.energy = torch.view_as_complex(match.contiguous()), energy
         point = self.calibration.vector()
         following = self.anderson.step(point, statistics.updated())
-        before = [parameter.detach().clone() for parameter in self.calibration.parameters()]
-        self.calibration.assign(following)  # checks it, and fixes the gauge
-        for parameter, old in zip(self.calibration.parameters(), before, strict=True):
-            parameter.grad = old - parameter.detach()
-            parameter.copy_(old)
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        optimizer.step()
-        optimizer.zero_grad()
+        take_update(
+            self, self.calibration, lambda: self.calibration.assign(following)
+        )  # checks it, and fixes the gauge
         self.log("train/change_rms", (following - point).square().mean().sqrt(), prog_bar=True)
 
     def on_after_backward(self) -> None:

@@ -7,7 +7,6 @@ under a flat prior and takes the deviation of the clocks from the offsets. See `
 from typing import Any
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from sensing.adapted_estimator import AdaptedEstimator, build_adapted
@@ -15,6 +14,7 @@ from sensing.data.scenes import Task
 from sensing.errors import ConfigError
 from sensing.learning.learner import scene_measures
 from sensing.learning.module import TrainedModule
+from sensing.learning.updates import take_update, unit_steps
 from sensing.metrics import nmse_db
 from sensing.surroundings_fit import OffsetStatistics, ResidualStatistics, log_likelihood
 
@@ -50,8 +50,8 @@ class SurroundingsLearner(TrainedModule):
         self.clock = settings["clock"]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Steps of length one: an update is written as its gradient, so that the Trainer counts and saves it."""
-        return torch.optim.SGD(self.estimator.surroundings.parameters(), lr=1.0)
+        """See `take_update`."""
+        return unit_steps(self.estimator.surroundings)
 
     def on_train_epoch_start(self) -> None:
         """Empty sums."""
@@ -67,21 +67,8 @@ class SurroundingsLearner(TrainedModule):
                 else ResidualStatistics(self.estimator, task.deployment, first=self.current_epoch == 0)
             )
         self.statistics.add(task.example.observation)
-        if self.trainer.is_last_batch:  # inside a training step: the Trainer counts no optimizer steps elsewhere
-            self._update(self.statistics)
-
-    def _update(self, statistics: ResidualStatistics | OffsetStatistics) -> None:
-        parameters = list(self.estimator.surroundings.parameters())
-        before = [parameter.detach().clone() for parameter in parameters]
-        statistics.learn()
-        with torch.no_grad():
-            for parameter, old in zip(parameters, before, strict=True):
-                parameter.grad = old - parameter.detach()
-                parameter.copy_(old)
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        optimizer.step()
-        optimizer.zero_grad()
+        if self.trainer.is_last_batch:
+            take_update(self, self.estimator.surroundings, self.statistics.learn)
 
     def on_after_backward(self) -> None:
         """There is no gradient."""
